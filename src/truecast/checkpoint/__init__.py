@@ -1,0 +1,1 @@
+"""READ: what is stored on disk, tensor by tensor, with nothing loaded and no code executed."""
