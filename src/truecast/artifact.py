@@ -1,0 +1,211 @@
+"""The published folder: its manifest, its certificate, and how it is published.
+
+Data flow: an exporter fills a staging folder beside OUT → the proof writes its checks into the certificate → `publish`
+renames the staging folder to OUT when every check passed, or to OUT.rejected when one did not.
+
+`truecast.json` holds no time, host name or random number: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from truecast.errors import InputError
+
+MANIFEST_NAME = "truecast.json"
+GRAPH_NAME = "model.onnx"
+SCHEMA_VERSION = 1
+HASH_CHUNK_BYTES = 1 << 22
+
+
+class Status(StrEnum):
+    """What the certificate claims."""
+
+    PROVEN = "proven"
+    UNPROVEN = "unproven"
+    """No proof was run (`--no-verify`)."""
+    FAILED = "failed"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Record):
+    """The checkpoint an artifact was made from; `sha256` maps each of its tensor files' names to a digest."""
+
+    path: str
+    format: str
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+
+class TensorInfo(_Record):
+    """One input or output of the graph; a dimension is a fixed size or a symbolic name."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class CacheInfo(_Record):
+    """The key/value cache of a decoder graph.
+
+    `in_place`: past and present of one layer may be bound to one buffer. `layers` counts the cached layers.
+    """
+
+    layers: int
+    in_place: bool
+    dtype: str
+
+
+class GraphInfo(_Record):
+    """What a runtime must know about the graph, and how it came to be.
+
+    `padding`: `any` (every 0/1 attention mask gives right results) or `right` (real tokens first in every row).
+    `opsets` maps an operator domain to its version. `lowered` counts operators that replaced a leaf of the model, by
+    leaf; `traced` names leaves left in standard operators, with the reason.
+    """
+
+    file: str = GRAPH_NAME
+    padding: str = "any"
+    opsets: dict[str, int]
+    ir_version: int
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    cache: CacheInfo | None = None
+    context_length: int | None = None
+    vocab_size: int | None = None
+    eos_token_ids: list[int] = Field(default_factory=list)
+    lowered: dict[str, int] = Field(default_factory=dict)
+    traced: dict[str, str] = Field(default_factory=dict)
+
+
+class WeightInfo(_Record):
+    """One weight of the graph: the initializers that hold it and the checkpoint tensors it came from.
+
+    `packing` names the form (`dense float32`, `int4 block 32 symmetric`, …); `sha256` is over the bytes of the
+    initializers in the order listed.
+    """
+
+    initializers: list[str]
+    sources: list[str]
+    packing: str
+    sha256: str
+
+
+class Check(_Record):
+    """One measured comparison of the proof. `measured` and `limit` are in `unit`; `detail` says where the worst was."""
+
+    tier: str
+    name: str
+    passed: bool
+    measured: float | None = None
+    limit: float | None = None
+    unit: str = ""
+    detail: str = ""
+
+
+class Certificate(_Record):
+    """What was proven, where: versions of the libraries and the processor's features beside every number."""
+
+    status: Status
+    environment: dict[str, str] = Field(default_factory=dict)
+    checks: list[Check] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+
+class Manifest(_Record):
+    """The content of truecast.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    truecast: str
+    source: Source
+    target: str
+    dialect: str
+    provider: str
+    precision: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    graph: GraphInfo
+    weights: list[WeightInfo]
+    ignored_tensors: dict[str, str] = Field(default_factory=dict)
+    """Checkpoint tensors that the graph does not need, each with the reason."""
+    files: dict[str, str]
+    """sha256 of every other file of the folder."""
+    certificate: Certificate
+
+
+def sha256_of(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes truecast.json into `folder`."""
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads truecast.json; raises InputError when it is missing, of a newer schema, or damaged."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} is not a truecast artifact: it has no {MANIFEST_NAME}; make one with `truecast export`.")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} cannot be read ({where}: {first['msg']}); export the model again.") from error
+    if manifest.schema_version > SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {manifest.schema_version}, newer than the {SCHEMA_VERSION} this truecast knows; "
+            "update truecast."
+        )
+    return manifest
+
+
+def staging_folder(out: Path) -> Path:
+    """An empty folder beside `out`, on the same file system, to build the artifact in."""
+    folder = out.with_name(f".{out.name}.partial")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def require_free(out: Path, force: bool) -> None:
+    """Raises InputError when `out` exists and may not be replaced."""
+    if out.exists() and not force:
+        raise InputError(f"{out} already exists; choose another folder or pass --force to replace it.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, not a folder; choose another place.")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
+        raise InputError(f"{out} is not a truecast artifact, so --force will not delete it; choose another folder.")
+
+
+def publish(staging: Path, out: Path) -> Path:
+    """Renames the staging folder to `out`, replacing an artifact that is there; returns `out`."""
+    old = out.with_name(f".{out.name}.old")
+    if out.exists():
+        out.rename(old)
+    staging.rename(out)
+    if old.exists():
+        shutil.rmtree(old)
+    return out
+
+
+def reject(staging: Path, out: Path) -> Path:
+    """Keeps a folder whose proof failed as OUT.rejected, replacing an earlier one; returns where it is."""
+    rejected = out.with_name(f"{out.name}.rejected")
+    if rejected.exists():
+        shutil.rmtree(rejected)
+    return staging.rename(rejected)

@@ -1,0 +1,14 @@
+"""The dialect of ONNX Runtime: standard operators plus com.microsoft."""
+
+from truecast.dialects.model import Dialect
+from truecast.dialects.ort.attention import GroupQueryAttention
+from truecast.dialects.ort.modules import ActivationLowering, EmbeddingLowering, LinearLowering, NormLowering
+from truecast.dialects.ort.rotary import RotaryEmbedding
+
+ORT = Dialect(
+    name="ort",
+    opset=21,
+    modules=(LinearLowering(), EmbeddingLowering(), NormLowering(), ActivationLowering()),
+    rotary=RotaryEmbedding(),
+    attention=GroupQueryAttention(),
+)

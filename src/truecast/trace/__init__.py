@@ -1,0 +1,1 @@
+"""TRACE: the author's own forward(), under fake tensors, as a graph without weights."""

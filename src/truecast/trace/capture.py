@@ -1,0 +1,119 @@
+"""From a module under fake tensors to an ONNX graph: torch.export, then torch's ONNX exporter, with proof of what is dynamic."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from truecast.errors import InputError
+from truecast.trace.layers import DOMAIN
+from truecast.trace.skeleton import fake_tensors
+
+BATCH, NEW, PAST = 3, 17, 11
+"""Sizes during the trace: unusual and different, so that one baked into the graph is easy to see."""
+PAST_NODE = "Past"
+"""Abstract operator whose outputs are a layer's past key and value: cheaper to trace than two inputs per layer."""
+WRAPPER = "decoder."
+"""Prefix of every parameter's name inside the step module."""
+
+
+def capture(step: nn.Module, layers: Sequence[int], opset: int) -> ir.Model:
+    """The graph of one decoding step; initializers are named after the author's parameters and hold no data.
+
+    `step(input_ids, attention_mask, position_ids, past_probe)` returns logits and, flat, each layer's present key and
+    value; `past_probe` has the length of the past and is not read.
+    """
+    with fake_tensors(), torch.no_grad():
+        program = _export(step)
+    _require_dynamic(program)
+    graph = _to_onnx(program, [f"present.{layer}.{part}" for layer in layers for part in ("key", "value")], opset)
+    ClearMetadataAndDocStringPass()(graph)
+    graph.producer_name, graph.producer_version = "truecast", None
+    for name, value in list(graph.graph.initializers.items()):
+        value.name = name.removeprefix(WRAPPER)
+        value.const_value = None
+    _past_inputs(graph.graph)
+    return graph
+
+
+def _past_inputs(graph: ir.Graph) -> None:
+    """The abstract pasts become the graph's inputs, in the order of the layers."""
+    pasts = {node.attributes["layer"].as_int(): node for node in graph if node.op_type == PAST_NODE}
+    probe = graph.inputs.pop()
+    for layer, node in sorted(pasts.items()):
+        for part, output in zip(("key", "value"), node.outputs, strict=True):
+            value = ir.Value(name=f"past_key_values.{layer}.{part}", shape=output.shape, type=output.type)
+            graph.inputs.append(value)
+            ir.convenience.replace_all_uses_with(output, value)
+        graph.remove(node, safe=True)
+    assert not probe.uses(), "the probe of the past's length is read"
+
+
+def past_of(layer: int, shape: Any, probe: Tensor, dtype: torch.dtype, batch: int) -> tuple[Tensor, Tensor]:
+    """A layer's past key and value under the trace, [batch, heads, past, width]; `shape` as in a recorded cache."""
+    key, value = torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::{PAST_NODE}",
+        [probe],
+        {"layer": layer},
+        dtypes=[dtype, dtype],
+        shapes=[[batch, heads, probe.shape[0], width] for heads, width in shape],
+        version=1,
+    )
+    return key, value
+
+
+def _export(step: nn.Module) -> ExportedProgram:
+    # one tensor object per input: torch.export takes an object used twice for one input, without a word
+    ids, positions = (torch.zeros(BATCH, NEW, dtype=torch.long) for _ in range(2))
+    mask, probe = torch.ones(BATCH, NEW + PAST, dtype=torch.long), torch.zeros(PAST)
+    auto = Dim.AUTO
+    dynamic = (*({0: auto, 1: auto},) * 3, {0: auto})
+    return torch.export.export(step, (ids, mask, positions, probe), dynamic_shapes=dynamic, strict=False)
+
+
+def _require_dynamic(program: ExportedProgram) -> None:
+    """Every requested axis must have stayed a symbol without an upper bound."""
+    limits = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder" and not n.name.startswith(("p_", "b_", "c_"))]
+    for node in inputs:
+        for axis, size in enumerate(node.meta["val"].shape):
+            bound = limits.get(str(size))
+            if isinstance(size, int) or (bound is not None and bound.upper < UNBOUNDED):
+                raise InputError(
+                    f"The model fixes axis {axis} of {node.name} at {size}; it cannot be cast with that axis free."
+                )
+
+
+UNBOUNDED = 1 << 31
+"""A bound of this size or more is none."""
+
+
+def _to_onnx(program: ExportedProgram, outputs: list[str], opset: int) -> ir.Model:
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                program,
+                input_names=["input_ids", "attention_mask", "position_ids", "past_probe"],
+                output_names=["logits", *outputs],
+                opset_version=opset,
+                optimize=False,
+                verbose=False,
+            )
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    assert exported is not None
+    return exported.model

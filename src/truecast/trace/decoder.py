@@ -1,0 +1,212 @@
+"""The trace of a causal language model: one step, from token ids and cache to logits and cache.
+
+Data flow: configuration → skeleton under fake tensors → a recording run that learns the shapes of the cache →
+torch.export of one step with lowered leaves → ONNX graph with abstract operators (`truecast::…`) → stamped layers.
+Attention that the dialect's operator cannot do is traced in the author's own form; the report says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from truecast.dialects.model import Dialect
+from truecast.errors import InputError
+from truecast.trace.capture import capture, past_of
+from truecast.trace.cleanup import clean
+from truecast.trace.context import LeafMismatch, StepContext
+from truecast.trace.layers import DOMAIN, UnlikeLayersError, find_layers, traced_once
+from truecast.trace.leaves import lowered_leaves
+from truecast.trace.rotary import functional_frequencies, rotary_seam
+from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, attention_seam
+from truecast.trace.skeleton import build_decoder, fake_tensors, real_buffers, tied_names
+from truecast.trace.stamp import stamp
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced decoder.
+
+    `model`: the graph; its initializers are named after the model's parameters and buffers and hold no data, apart from
+    `buffers`. `cache_shapes` maps a layer to (heads, width) of its key and value. `tied` maps a parameter to the one
+    that the checkpoint stores in its place. `embedding` and `head` name the token embedding's and the head's weight.
+    """
+
+    model: ir.Model
+    cache_shapes: dict[int, tuple[tuple[int, int], tuple[int, int]]]
+    buffers: dict[str, Tensor]
+    parameters: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+    embedding: str
+    head: str
+    prefix: str
+    padding: str
+    in_place: bool
+    lowered: Counter[str] = field(default_factory=Counter)
+    traced: dict[str, str] = field(default_factory=dict)
+
+
+class _Step(nn.Module):
+    """One step of the decoder as a graph sees it."""
+
+    def __init__(self, model: PreTrainedModel, shapes: dict[int, Any], lowered: bool, padding: str) -> None:
+        super().__init__()
+        self.decoder, self.shapes, self.lowered, self.padding = model, shapes, lowered, padding
+        self.stand_ins: Callable[[GraphCache], Any] = lambda cache: nullcontext()
+        self.seam: AttentionSeam | None = None
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_probe: Tensor) -> Any:
+        batch, dtype = input_ids.shape[0], self.decoder.dtype
+        past = {i: past_of(i, shape, past_probe, dtype, batch) for i, shape in self.shapes.items()}
+        context = StepContext(past, past_probe.shape[0], attention_mask.shape[1])
+        if self.lowered:
+            self._contract(context, attention_mask, input_ids)
+        cache = GraphCache(context, max(self.shapes) + 1, self.lowered)
+        if self.seam is not None:
+            self.seam.cache = cache
+        with self.stand_ins(cache):
+            logits = self.decoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        return logits.float(), [t for i in self.shapes for t in context.present[i]]
+
+    def _contract(self, context: StepContext, mask: Tensor, ids: Tensor) -> None:
+        """What the attention operator is told about the mask; `expand` turns it into standard operators."""
+        batch, total = mask.shape
+        shapes: list[Any] = [[batch], []]
+        dtypes = [torch.int32, torch.int32]
+        if self.padding == "any":
+            shapes.append([batch, 1, ids.shape[1], total])
+            dtypes.append(self.decoder.dtype)
+        outputs = torch.onnx.ops.symbolic_multi_out(
+            f"{DOMAIN}::Contract", [mask, ids], {"padding": self.padding}, dtypes=dtypes, shapes=shapes, version=1
+        )
+        context.last_position, context.total_length = outputs[0], outputs[1]
+        context.bias = outputs[2] if self.padding == "any" else None
+
+
+def trace_decoder(
+    config: PreTrainedConfig,
+    dialect: Dialect,
+    *,
+    dtype: torch.dtype = torch.float32,
+    padding: str = "any",
+    trust_remote_code: bool = False,
+) -> Trace:
+    """Traces the causal language model of `config` for `dialect`.
+
+    Args:
+        config: as transformers reads it.
+        dialect: the operators to lower to.
+        dtype: of weights and activations in the graph.
+        padding: the contract of the attention mask, `any` or `right`.
+        trust_remote_code: whether the checkpoint's own code may run.
+    """
+    with fake_tensors():
+        model = build_decoder(config, dtype, trust_remote_code)
+        shapes = _cache_shapes(model, config)
+    attempts = [(True, True), (True, False), (False, True), (False, False)]
+    reasons: dict[str, str] = {}
+    while attempts:
+        lowered, once = attempts.pop(0)
+        try:
+            return _trace(model, shapes, dialect, padding, lowered, once, reasons)
+        except UnlikeLayersError as reason:
+            reasons["layers"] = str(reason)
+            attempts = [a for a in attempts if not a[1]]
+        except LeafMismatch as reason:
+            reasons["attention"] = str(reason)
+            attempts = [a for a in attempts if not a[0]]
+    raise InputError(f"{config.model_type!r} cannot be traced: {'; '.join(reasons.values())}.")
+
+
+def _cache_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[int, Any]:
+    """(heads, width) of every layer's key and value, learned by running the model once under fake tensors."""
+    layers = config.get_text_config().num_hidden_layers
+    cache = RecordingCache(layers)
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    with torch.no_grad():
+        model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=ids, past_key_values=cache, use_cache=True
+        )
+    if not cache.shapes:
+        raise InputError(f"{config.model_type!r} keeps no key/value cache; it cannot be cast as a decoder yet.")
+    return dict(sorted(cache.shapes.items()))
+
+
+def _trace(
+    model: PreTrainedModel,
+    shapes: dict[int, Any],
+    dialect: Dialect,
+    padding: str,
+    lowered: bool,
+    once: bool,
+    reasons: dict[str, str],
+) -> Trace:
+    lowered = lowered and dialect.attention is not None
+    step = _Step(model, shapes, lowered, padding if lowered else "any").eval()
+    layers = find_layers(model, len(shapes)) if once else None
+    with ExitStack() as stack:
+        if lowered:
+            assert dialect.attention is not None
+            step.seam = AttentionSeam(dialect.attention, _disable_current_modes)
+            stack.enter_context(attention_seam(model, step.seam))
+        stack.enter_context(functional_frequencies(model))
+        rotary = stack.enter_context(rotary_seam(model, dialect.rotary))
+        counts = stack.enter_context(lowered_leaves(model, dialect))
+        if layers is not None:
+            step.stand_ins = lambda cache: traced_once(layers[1], cache)
+        graph = capture(step, list(shapes), dialect.opset)
+        counts = Counter(counts)
+    return _finish(model, graph, shapes, counts, reasons, step, layers, any(seam.calls for seam in rotary))
+
+
+def _finish(
+    model: PreTrainedModel,
+    graph: ir.Model,
+    shapes: dict[int, Any],
+    counts: Counter[str],
+    reasons: dict[str, str],
+    step: _Step,
+    layers: tuple[str, nn.ModuleList] | None,
+    rotary: bool,
+) -> Trace:
+    clean(graph)
+    if layers is not None:
+        stamp(graph, layers[0])
+        clean(graph)
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    persistent = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    missing = [n for n in graph.graph.initializers if n not in parameters and n not in persistent]
+    names = {id(module): name for name, module in model.named_modules()}
+    head: Any = model.get_output_embeddings()
+    if step.lowered:
+        counts["attention"] = len(shapes)
+    if rotary:
+        counts["rotary"] = sum(node.op_type == "Rotary" for node in graph.graph)
+    return Trace(
+        model=graph,
+        cache_shapes=shapes,
+        buffers=dict(real_buffers(model, [n for n in missing if n in dict(model.named_buffers())])),
+        parameters={**parameters, **persistent},
+        tied=tied_names(model),
+        embedding=f"{names[id(model.get_input_embeddings())]}.weight",
+        head=f"{names[id(head)]}.weight" if head is not None else "",
+        prefix=model.base_model_prefix,
+        padding=step.padding,
+        in_place=step.lowered,
+        lowered=counts,
+        traced=dict(reasons),
+    )

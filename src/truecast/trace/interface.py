@@ -1,0 +1,87 @@
+"""The graph's interface: how many logits it gives, and the names of its dimensions, which other loaders rely on."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from truecast.dialects.expand import NodeWriter
+from truecast.trace.decoder import Trace
+
+KEEP = "num_logits_to_keep"
+INT64_MAX = (1 << 63) - 1
+
+INPUT_DIMS = {
+    "input_ids": ("batch_size", "sequence_length"),
+    "attention_mask": ("batch_size", "total_sequence_length"),
+    "position_ids": ("batch_size", "sequence_length"),
+}
+
+
+def apply_interface(trace: Trace) -> None:
+    """Adds the choice of logits and names every dimension of inputs and outputs."""
+    graph = trace.model.graph
+    _keep_last(trace)
+    for value in list(graph.inputs):
+        if not value.uses() and value.name == "position_ids":
+            graph.inputs.remove(value)
+        elif value.name in INPUT_DIMS:
+            value.shape = ir.Shape(INPUT_DIMS[value.name])
+    for value in (*graph.inputs, *graph.outputs):
+        name = value.name or ""
+        if name.startswith(("past_key_values.", "present.")):
+            pair = trace.cache_shapes[int(name.split(".")[1])]
+            heads, width = pair[0] if name.endswith("key") else pair[1]
+            length = "past_sequence_length" if name.startswith("past") else "total_sequence_length"
+            value.shape = ir.Shape(["batch_size", heads, length, width])
+    _forget_inner_shapes(graph)
+
+
+def _keep_last(trace: Trace) -> None:
+    """Keeps the last `num_logits_to_keep` positions in front of the head; an initializer that a caller may override.
+
+    The default 1 saves the largest product of a prefill; 0 keeps every position.
+    """
+    graph = trace.model.graph
+    logits = graph.outputs[0]
+    vocabulary = logits.shape[-1] if logits.shape is not None else None
+    head = next((n for n in graph if n.op_type == "Linear" and n.attributes["weight"].as_string() == trace.head), None)
+    place = head if head is not None else logits.producer()
+    assert place is not None
+    keep = ir.Value(name=KEEP, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
+    keep.const_value = ir.tensor(np.array(1, np.int64), name=KEEP)
+    graph.inputs.append(keep)
+    graph.initializers.add(keep)
+    if head is not None:
+        head.replace_input_with(0, _last(NodeWriter(head), head.inputs[0], keep))
+    else:
+        _keep_last_output(graph, logits, place, keep)
+    logits = graph.outputs[0]
+    logits.shape = ir.Shape(["batch_size", "num_logits", vocabulary])
+
+
+def _last(write: NodeWriter, value: ir.Value | None, keep: ir.Value) -> ir.Value:
+    start = write.op("Reshape", [write.op("Neg", [keep]), write.ints(1)])
+    return write.op("Slice", [value, start, write.ints(INT64_MAX), write.ints(1)])
+
+
+def _keep_last_output(graph: ir.Graph, logits: ir.Value, place: ir.Node, keep: ir.Value) -> None:
+    """Where the head is not a linear leaf: all logits are computed, the last ones given."""
+    name, dtype = logits.name, logits.dtype
+    end = ir.node("Identity", [logits])
+    graph.insert_after(place, end)
+    result = _last(NodeWriter(end), logits, keep)
+    graph.remove(end, safe=True)
+    logits.name = f"{name}.all"
+    result.name, result.dtype = name, dtype
+    graph.outputs[0] = result
+
+
+def _forget_inner_shapes(graph: ir.Graph) -> None:
+    """Drops the shapes of inner values: they hold the trace's own symbols, and the runtime infers better ones."""
+    ends = {*graph.inputs, *graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if value not in ends:
+                value.shape = None
+                value.type = None

@@ -1,0 +1,102 @@
+"""The author's model without its weights: built under fake tensors from the configuration alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from truecast.checkpoint.model import Checkpoint
+from truecast.errors import InputError
+
+
+def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The transformers configuration of a checkpoint; InputError when transformers does not know its `model_type`."""
+    raw = dict(checkpoint.config)
+    kind = raw.pop("model_type", None)
+    if kind in CONFIG_MAPPING:
+        config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
+        return config
+    if "auto_map" in raw and trust_remote_code:
+        return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=True)
+    if "auto_map" in raw:
+        raise InputError(
+            f"{checkpoint.path} brings its own code for model type {kind!r}; pass --trust-remote-code if you trust it."
+        )
+    raise InputError(
+        f"The model type {kind!r} in {checkpoint.path} is unknown to this version of transformers; update transformers."
+    )
+
+
+def build_decoder(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model of `config` in evaluation mode; call it under fake tensors to build it without weights.
+
+    Raises InputError when transformers has no causal language model for this configuration.
+    """
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
+        )
+    except ValueError as error:
+        raise InputError(f"{config.model_type!r} cannot be cast as a language model: {_first_line(error)}") from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].split(" Model type should be")[0]
+
+
+@contextmanager
+def fake_tensors() -> Iterator[FakeTensorMode]:
+    """Tensors with shapes and dtypes but no data, as long as the context lasts."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+def real_buffers(model: PreTrainedModel, names: Iterator[str] | list[str]) -> Mapping[str, Tensor]:
+    """The values of buffers that no checkpoint stores (rotary frequencies, embedding scales), from the author's code.
+
+    transformers fills such buffers in `_init_weights` whenever it loads a checkpoint; so do we, on real copies of just
+    the modules that own them.
+    """
+    values: dict[str, Tensor] = {}
+    for name in names:
+        owner_name, _, buffer = name.rpartition(".")
+        owner = _real_copy(model.get_submodule(owner_name))
+        model._init_weights(owner)
+        values[name] = owner._buffers[buffer]  # type: ignore[assignment]
+    unset = [name for name, value in values.items() if value.is_floating_point() and bool(value.isnan().any())]
+    if unset:
+        raise InputError(f"The model does not say how to fill its buffers {', '.join(unset)}; it cannot be cast yet.")
+    return values
+
+
+def _real_copy(module: nn.Module) -> nn.Module:
+    """`module` without children or weights, its buffers real and NaN (integers: zero) until somebody fills them."""
+    twin = nn.Module.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__["_modules"] = {}
+    twin.__dict__["_parameters"] = {
+        name: None if p is None else nn.Parameter(torch.empty(p.shape, device="meta"), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
+    twin.__dict__["_buffers"] = {
+        name: None
+        if fake is None
+        else torch.full(fake.shape, math.nan if fake.is_floating_point() else 0, dtype=fake.dtype)
+        for name, fake in module._buffers.items()
+    }
+    return twin
+
+
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """Parameters that share another one's weight: name → name of the weight the checkpoint stores."""
+    tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
+    return dict(tied)

@@ -1,0 +1,262 @@
+"""From abstract weight operators to those of ONNX Runtime, each with the bindings of its operands.
+
+Data flow: `truecast::Linear` and `truecast::Embedding` name a parameter → the precision decides the packing → the node
+becomes MatMul, FusedMatMul, MatMulNBits, Gather or GatherBlockQuantized → a `Binding` per operand, and one for every
+other initializer of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from truecast.checkpoint.model import Array, StoredTensor
+from truecast.dialects.expand import CONTRIB, NodeWriter
+from truecast.weights.binding import Binding, Operand
+from truecast.weights.quantize import blocks_per_row, quantize_rows
+from truecast.weights.sources import Sources, finite_rows
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How weights are held. `bits` is None for floats; `activations` concerns the products of quantized weights."""
+
+    name: str
+    dtype: ir.DataType
+    bits: int | None = None
+    block: int = 32
+    activations: str = "int8"
+
+    @property
+    def accuracy_level(self) -> int:
+        """MatMulNBits' accuracy level: 4 takes int8 activations, 0 floats."""
+        return 4 if self.activations == "int8" else 0
+
+
+@dataclass
+class Packer:
+    """Packs the weights of one graph; `bindings` grows as nodes are packed."""
+
+    model: ir.Model
+    sources: Sources
+    precision: Precision
+    embedding: str
+    head: str
+    bindings: list[Binding] = field(default_factory=list)
+    _shared: dict[str, list[ir.Value]] = field(default_factory=dict)
+
+    def pack(self) -> list[Binding]:
+        """Packs every weight; afterwards the graph holds no abstract operator and every initializer is bound."""
+        linears = [node for node in self.model.graph if node.op_type == "Linear"]
+        embeddings = [node for node in self.model.graph if node.op_type == "Embedding"]
+        tied = self._tied()
+        for node in embeddings:
+            self._embedding(node, tied)
+        for node in linears:
+            self._linear(node, tied)
+        bound = {operand.name for binding in self.bindings for operand in binding.operands}
+        for name, value in self.model.graph.initializers.items():
+            if name not in bound and value.const_value is None:
+                self._dense(name, value)
+        return self.bindings
+
+    def _tied(self) -> bool:
+        """Whether head and embedding are one weight, so that one table may serve both."""
+        if not self.head:
+            return False
+        return self.sources[self.head] is self.sources[self.embedding]
+
+    def _add(self, binding: Binding) -> list[ir.Value]:
+        graph = self.model.graph
+        if any(binding.operands == other.operands for other in self.bindings):
+            return [graph.initializers[operand.name] for operand in binding.operands]
+        values = []
+        for operand in binding.operands:
+            value = ir.Value(name=operand.name, shape=ir.Shape(operand.shape), type=ir.TensorType(operand.dtype))
+            graph.initializers.add(value)
+            values.append(value)
+        self.bindings.append(binding)
+        return values
+
+    # Linear -----------------------------------------------------------------------------------------------------
+
+    def _linear(self, node: ir.Node, tied: bool) -> None:
+        weight = node.attributes["weight"].as_string()
+        if self.precision.bits is None:
+            self._float_linear(node, weight, share=tied and weight == self.head)
+        else:
+            self._block_linear(node, weight, share=tied and weight == self.head)
+
+    def _bias(self, node: ir.Node) -> ir.Value | None:
+        name = node.attributes["bias"].as_string()
+        return self._vector(name) if name else None
+
+    def _vector(self, name: str) -> ir.Value:
+        if name not in self.model.graph.initializers:
+            self._add(dense_binding(name, self.sources[name], self.precision.dtype))
+        return self.model.graph.initializers[name]
+
+    def _block_linear(self, node: ir.Node, weight: str, share: bool) -> None:
+        write, precision = NodeWriter(node), self.precision
+        assert precision.bits is not None
+        operands = self._shared.get(self.embedding) if share else None
+        if operands is None:
+            transposed = bool(node.attributes["transposed"].as_int())
+            binding = block_binding(weight, self.sources[weight], precision, transposed)
+            operands = self._add(binding)
+        attributes = {
+            "K": node.attributes["K"].as_int(),
+            "N": node.attributes["N"].as_int(),
+            "bits": precision.bits,
+            "block_size": precision.block,
+            "accuracy_level": precision.accuracy_level,
+        }
+        inputs: list[ir.Value | None] = [node.inputs[0], *operands]
+        if (bias := self._bias(node)) is not None:
+            inputs += [None, None, bias]
+        finish(node, write.op("MatMulNBits", inputs, attributes, domain=CONTRIB, name=_site(weight)))
+
+    def _float_linear(self, node: ir.Node, weight: str, share: bool) -> None:
+        write = NodeWriter(node)
+        bias = self._bias(node)
+        name = _site(weight)
+        if share:
+            table = self._shared[self.embedding][0]
+            product = write.op("FusedMatMul", [node.inputs[0], table], {"transB": 1}, domain=CONTRIB, name=name)
+        else:
+            transposed = bool(node.attributes["transposed"].as_int())
+            binding = dense_binding(weight, self.sources[weight], self.precision.dtype, transpose=not transposed)
+            product = write.op("MatMul", [node.inputs[0], *self._add(binding)], name=name)
+        if bias is not None:
+            product.name = f"{name}.product"
+            product = write.op("Add", [product, bias], name=name)
+        finish(node, product)
+
+    # Embedding --------------------------------------------------------------------------------------------------
+
+    def _embedding(self, node: ir.Node, tied: bool) -> None:
+        weight, width = node.attributes["weight"].as_string(), node.attributes["H"].as_int()
+        is_tokens = weight == self.embedding
+        if self.precision.bits is not None and is_tokens and width % self.precision.block == 0:
+            self._block_embedding(node, weight, width)
+        else:
+            self._float_embedding(node, weight)
+
+    def _block_embedding(self, node: ir.Node, weight: str, width: int) -> None:
+        write, precision = NodeWriter(node), self.precision
+        assert precision.bits is not None
+        operands = self._shared.get(weight)
+        if operands is None:
+            operands = self._add(block_binding(weight, self.sources[weight], precision, transposed=False))
+            self._shared[weight] = operands
+        codes, scales = operands
+        table = write.op("Reshape", [codes, write.ints(0, -1)])
+        attributes = {"bits": precision.bits, "block_size": precision.block, "gather_axis": 0, "quantize_axis": 1}
+        inputs = [table, node.inputs[0], scales]
+        finish(node, write.op("GatherBlockQuantized", inputs, attributes, domain=CONTRIB, name=_site(weight)))
+
+    def _float_embedding(self, node: ir.Node, weight: str) -> None:
+        if weight not in self._shared:
+            self._shared[weight] = self._add(dense_binding(weight, self.sources[weight], self.precision.dtype))
+        table = self._shared[weight]
+        finish(node, NodeWriter(node).op("Gather", [*table, node.inputs[0]], {"axis": 0}, name=_site(weight)))
+
+    def _dense(self, name: str, value: ir.Value) -> None:
+        dtype = value.dtype or self.precision.dtype
+        self.bindings.append(dense_binding(name, self.sources[name], dtype))
+
+
+def _site(weight: str) -> str:
+    """The name of the module that owns a weight; its output value carries it, so that a proof can find it."""
+    return weight.removesuffix(".weight")
+
+
+def finish(node: ir.Node, result: ir.Value) -> None:
+    """Lets `result` stand in for the only output of `node`, and removes the node."""
+    output = node.outputs[0]
+    result.shape, result.type = output.shape, output.type
+    if output.is_graph_output():
+        result.name = output.name
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+
+
+def dense_binding(name: str, tensor: StoredTensor, dtype: ir.DataType, transpose: bool = False) -> Binding:
+    """A float tensor as it is, or with its two axes swapped."""
+    target = dtype.numpy()
+    if transpose:
+        columns, width = tensor.shape
+
+        def produce(start: int, stop: int) -> Sequence[Array]:
+            strip = np.empty((stop - start, columns), target)
+            step = max(1, ROWS_AT_ONCE // width)
+            for row in range(0, columns, step):
+                end = min(row + step, columns)
+                strip[:, row:end] = cast(finite_rows(tensor, row, end)[:, start:stop].T, target, name)
+            return [strip]
+
+        operand = Operand(f"{name}.transposed", dtype, (width, columns))
+        return Binding((operand,), (tensor.name,), f"dense {_word(dtype)}, transposed", width, columns, produce)
+
+    def produce_rows(start: int, stop: int) -> Sequence[Array]:
+        return [cast(finite_rows(tensor, start, stop), target, name)]
+
+    rows = tensor.shape[0] if tensor.shape else 1
+    operand = Operand(name, dtype, tensor.shape)
+    return Binding((operand,), (tensor.name,), f"dense {_word(dtype)}", rows, tensor.size // max(rows, 1), produce_rows)
+
+
+ROWS_AT_ONCE = 1 << 24
+"""Weights read at once while transposing (64 MiB of float32)."""
+
+
+def cast(values: Array, target: np.dtype, name: str) -> Array:  # type: ignore[type-arg]
+    """Float32 values as `target`; raises InputError when float16 cannot hold them."""
+    with np.errstate(over="ignore"):
+        result: Array = values.astype(target)
+    if target == np.float16 and not np.isfinite(result).all():
+        from truecast.errors import InputError
+
+        raise InputError(f"{name!r} holds values beyond float16's range (65504); choose --precision fp32 or int4.")
+    return result
+
+
+def block_binding(name: str, tensor: StoredTensor, precision: Precision, transposed: bool) -> Binding:
+    """Codes and scales of a weight [out, in] (or [in, out] when transposed), quantized along `in`."""
+    bits, block = precision.bits, precision.block
+    assert bits is not None
+    rows, width = tensor.shape[::-1] if transposed else tensor.shape
+    blocks = blocks_per_row(width, block)
+    scale = precision.dtype
+
+    def produce(start: int, stop: int) -> Sequence[Array]:
+        if transposed:
+            values = np.ascontiguousarray(finite_rows(tensor, 0, width)[:, start:stop].T)
+        else:
+            values = finite_rows(tensor, start, stop)
+        codes, scales = quantize_rows(values, bits, block)
+        return [codes, scales.astype(scale.numpy())]
+
+    return Binding(
+        operands=(
+            Operand(f"{name}.codes", ir.DataType.UINT8, (rows, blocks, block * bits // 8)),
+            Operand(f"{name}.scales", scale, (rows, blocks)),
+        ),
+        sources=(tensor.name,),
+        packing=f"int{bits} block {block}, symmetric",
+        rows=rows,
+        row_cost=width,
+        produce=produce,
+    )
+
+
+def _word(dtype: ir.DataType) -> str:
+    return {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}.get(dtype, dtype.name.lower())
+
+
+assert ml_dtypes  # registers bfloat16 with NumPy, which checkpoints use

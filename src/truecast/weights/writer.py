@@ -1,0 +1,156 @@
+"""Writing the graph and its weights: chunk by chunk, in bounded memory, the same bytes every time.
+
+Data flow: bindings → a layout (every operand's place in model.onnx.data) → chunks of rows made on all cores and written
+at their place → SHA-256 per weight from the finished file → model.onnx that refers to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from truecast.artifact import WeightInfo
+from truecast.errors import InputError
+from truecast.weights.binding import Binding, Operand
+
+LARGE_BYTES = 1 << 20
+LARGE_ALIGNMENT = 64 << 10
+"""Tensors of a MiB and more start at a multiple of 64 KiB, Windows' granularity of memory maps."""
+SMALL_ALIGNMENT = 64
+CHUNK_WEIGHTS = 1 << 22
+"""Source weights per chunk: 16 MiB as float32."""
+MAX_THREADS = 8
+
+Progress = Callable[[int, int], None]
+"""Called with weights done and weights in all."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An operand and its offset in the data file."""
+
+    operand: Operand
+    offset: int
+
+
+def layout(bindings: Sequence[Binding]) -> tuple[list[list[Placed]], int]:
+    """Places every operand; returns them per binding, and the size of the file in bytes."""
+    position, places = 0, []
+    for binding in bindings:
+        row = []
+        for operand in binding.operands:
+            alignment = LARGE_ALIGNMENT if operand.nbytes >= LARGE_BYTES else SMALL_ALIGNMENT
+            position += -position % alignment
+            row.append(Placed(operand, position))
+            position += operand.nbytes
+        places.append(row)
+    return places, position
+
+
+def write_weights(path: Path, bindings: Sequence[Binding], progress: Progress | None = None) -> list[WeightInfo]:
+    """Writes all weights to `path`; raises InputError when the disk is full or a weight is damaged."""
+    places, size = layout(bindings)
+    require_space(path.parent, size)
+    total = sum(binding.rows * binding.row_cost for binding in bindings)
+    done = 0
+    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    with path.open("wb") as file, ThreadPoolExecutor(threads) as pool:
+        file.truncate(size)
+        jobs = _jobs(bindings, places, file.fileno())
+        for cost in _run(pool, jobs, threads + 1):
+            done += cost
+            if progress:
+                progress(done, total)
+    return _accounts(path, bindings, places)
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Raises InputError when the disk that holds `folder` has less than `size` bytes free."""
+    stat = os.statvfs(folder)
+    free = stat.f_bavail * stat.f_frsize
+    if free < size:
+        raise InputError(
+            f"{folder} has {free / 1e9:.2f} GB free, but the weights need {size / 1e9:.2f} GB; "
+            "free some space or choose another folder."
+        )
+
+
+Job = Callable[[], int]
+
+
+def _jobs(bindings: Sequence[Binding], places: Sequence[list[Placed]], descriptor: int) -> Iterator[Job]:
+    for binding, row in zip(bindings, places, strict=True):
+        step = max(1, CHUNK_WEIGHTS // max(1, binding.row_cost))
+        for start in range(0, binding.rows, step):
+            yield _job(binding, row, start, min(start + step, binding.rows), descriptor)
+
+
+def _job(binding: Binding, places: list[Placed], start: int, stop: int, descriptor: int) -> Job:
+    def run() -> int:
+        for array, place in zip(binding.produce(start, stop), places, strict=True):
+            row_bytes = place.operand.nbytes // binding.rows
+            _write_at(descriptor, np.ascontiguousarray(array), place.offset + start * row_bytes)
+        return (stop - start) * binding.row_cost
+
+    return run
+
+
+def _write_at(descriptor: int, array: np.ndarray, offset: int) -> None:  # type: ignore[type-arg]
+    view = memoryview(array.reshape(-1).view(np.uint8))
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _run(pool: ThreadPoolExecutor, jobs: Iterator[Job], at_once: int) -> Iterator[int]:
+    """Runs jobs with a bounded number under way, so that memory stays bounded too."""
+    pending: set[Future[int]] = set()
+    for job in jobs:
+        pending.add(pool.submit(job))
+        if len(pending) >= at_once:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+    for future in pending:
+        yield future.result()
+
+
+def _accounts(path: Path, bindings: Sequence[Binding], places: Sequence[list[Placed]]) -> list[WeightInfo]:
+    accounts = []
+    data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    for binding, row in zip(bindings, places, strict=True):
+        digest = hashlib.sha256()
+        for place in row:
+            digest.update(data[place.offset : place.offset + place.operand.nbytes])
+        accounts.append(
+            WeightInfo(
+                initializers=[place.operand.name for place in row],
+                sources=list(binding.sources),
+                packing=binding.packing,
+                sha256=digest.hexdigest(),
+            )
+        )
+    return accounts
+
+
+def attach(model: ir.Model, bindings: Sequence[Binding], data_name: str, folder: Path) -> None:
+    """Makes every bound initializer refer to its place in the data file."""
+    for row in layout(bindings)[0]:
+        for place in row:
+            operand = place.operand
+            model.graph.initializers[operand.name].const_value = ir.ExternalTensor(
+                data_name,
+                place.offset,
+                operand.nbytes,
+                operand.dtype,
+                shape=ir.Shape(operand.shape),
+                name=operand.name,
+                base_dir=folder,
+            )
