@@ -20,7 +20,9 @@ Array = NDArray[Any]
 class Reader(Protocol):
     """Decodes rows [start, stop) of one stored tensor into an array of shape [stop - start, *shape[1:]]."""
 
-    def __call__(self, start: int, stop: int) -> Array: ...
+    def __call__(self, start: int, stop: int) -> Array:
+        """Rows [start, stop), where 0 <= start <= stop <= number of rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,10 @@ class StoredTensor:
         return self.location.length
 
     def rows(self, start: int = 0, stop: int | None = None) -> Array:
-        """Rows [start, stop) along the first dimension; a view of the file where the storage allows it."""
+        """Rows [start, stop) along the first dimension, clipped as a slice is; a view of the file where possible."""
         length = self.shape[0] if self.shape else 1
-        return self.reader(start, length if stop is None else stop)
+        begin, end, _ = slice(start, stop).indices(length)
+        return self.reader(begin, max(begin, end))
 
     def read(self) -> Array:
         """The whole tensor."""

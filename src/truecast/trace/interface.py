@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -18,10 +20,14 @@ INPUT_DIMS = {
 }
 
 
-def apply_interface(trace: Trace) -> None:
-    """Adds the choice of logits and names every dimension of inputs and outputs."""
+def apply_interface(trace: Trace, single_logits: bool) -> None:
+    """Adds the choice of logits and names every dimension of inputs and outputs.
+
+    With `single_logits`, the last position of a row is the last one whose mask is 1 (rows padded on the right), and the
+    logits are declared as one position; otherwise it is the last of all.
+    """
     graph = trace.model.graph
-    _keep_last(trace)
+    _keep_last(trace, single_logits)
     for value in list(graph.inputs):
         if not value.uses() and value.name == "position_ids":
             graph.inputs.remove(value)
@@ -37,7 +43,7 @@ def apply_interface(trace: Trace) -> None:
     _forget_inner_shapes(graph)
 
 
-def _keep_last(trace: Trace) -> None:
+def _keep_last(trace: Trace, single: bool) -> None:
     """Keeps the last `num_logits_to_keep` positions in front of the head; an initializer that a caller may override.
 
     The default 1 saves the largest product of a prefill; 0 keeps every position.
@@ -52,12 +58,13 @@ def _keep_last(trace: Trace) -> None:
     keep.const_value = ir.tensor(np.array(1, np.int64), name=KEEP)
     graph.inputs.append(keep)
     graph.initializers.add(keep)
+    choose = _last_real if single else _last
     if head is not None:
-        head.replace_input_with(0, _last(NodeWriter(head), head.inputs[0], keep))
+        head.replace_input_with(0, choose(NodeWriter(head), head.inputs[0], keep))
     else:
-        _keep_last_output(graph, logits, place, keep)
+        _keep_last_output(graph, logits, place, keep, choose)
     logits = graph.outputs[0]
-    logits.shape = ir.Shape(["batch_size", "num_logits", vocabulary])
+    logits.shape = ir.Shape(["batch_size", 1 if single else "num_logits", vocabulary])
 
 
 def _last(write: NodeWriter, value: ir.Value | None, keep: ir.Value) -> ir.Value:
@@ -65,12 +72,30 @@ def _last(write: NodeWriter, value: ir.Value | None, keep: ir.Value) -> ir.Value
     return write.op("Slice", [value, start, write.ints(INT64_MAX), write.ints(1)])
 
 
-def _keep_last_output(graph: ir.Graph, logits: ir.Value, place: ir.Node, keep: ir.Value) -> None:
+def _last_real(write: NodeWriter, value: ir.Value | None, keep: ir.Value) -> ir.Value:
+    """Per row, the positions up to the last one whose mask is 1; [batch, sequence, width] → [batch, kept, width]."""
+    inputs = {x.name: x for x in write.graph.inputs}
+    mask, ids = inputs["attention_mask"], inputs["input_ids"]
+    zero, one = (write.scalar(number, ir.DataType.INT64) for number in (0, 1))
+    new = write.op("Squeeze", [write.op("Shape", [ids], {"start": 1, "end": 2})])
+    total = write.op("Squeeze", [write.op("Shape", [mask], {"start": 1, "end": 2})])
+    real = write.op("ReduceSum", [mask, write.ints(1)], {"keepdims": 1})
+    past = write.op("Sub", [total, new])
+    everything = write.op("Equal", [keep, zero])
+    first = write.op("Where", [everything, zero, write.op("Sub", [write.op("Sub", [real, past]), keep])])
+    count = write.op("Where", [everything, new, keep])
+    places = write.op("Add", [first, write.op("Range", [zero, count, one])])
+    return write.op("GatherND", [value, write.op("Unsqueeze", [places, write.ints(2)])], {"batch_dims": 1})
+
+
+def _keep_last_output(
+    graph: ir.Graph, logits: ir.Value, place: ir.Node, keep: ir.Value, choose: Callable[..., ir.Value]
+) -> None:
     """Where the head is not a linear leaf: all logits are computed, the last ones given."""
     name, dtype = logits.name, logits.dtype
     end = ir.node("Identity", [logits])
     graph.insert_after(place, end)
-    result = _last(NodeWriter(end), logits, keep)
+    result = choose(NodeWriter(end), logits, keep)
     graph.remove(end, safe=True)
     logits.name = f"{name}.all"
     result.name, result.dtype = name, dtype

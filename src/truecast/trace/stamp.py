@@ -32,8 +32,16 @@ def stamp(model: ir.Model, layers: str) -> None:
         _copy(graph, bodies[like], node, f"{layers}.{like}.", f"{layers}.{index}.")
     for index, leave in marked[EXIT].items():
         enter = marked[ENTER][index]
+        _name_result(leave.inputs[0], f"{layers}.{index}")
         _bypass(graph, leave)
         _bypass(graph, enter)
+
+
+def _name_result(value: ir.Value | None, name: str) -> None:
+    """A layer's result carries the layer's name."""
+    assert value is not None
+    if not value.is_graph_output() and value.producer() is not None:
+        value.name = name
 
 
 def _bypass(graph: ir.Graph, node: ir.Node) -> None:
@@ -96,6 +104,7 @@ def _copy(graph: ir.Graph, body: _Body, place: ir.Node, old: str, new: str) -> N
         )
         values.update(zip(node.outputs, outputs, strict=True))
         graph.insert_before(place, copy)
+    _name_result(mapped(body.outputs[0]), new.removesuffix("."))
     for result, source in zip(place.outputs, body.outputs, strict=True):
         replacement = mapped(source)
         assert replacement is not None

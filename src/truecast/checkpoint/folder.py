@@ -1,0 +1,79 @@
+"""A Hugging Face folder: config.json, the tensors, and the files that go along.
+
+Data flow: folder → config.json → safetensors headers → `Checkpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from truecast.checkpoint.model import Checkpoint
+from truecast.checkpoint.pickles import PICKLE_SUFFIXES, refuse_pickle
+from truecast.checkpoint.safetensors_format import INDEX_NAME, SINGLE_NAME, read_folder_tensors
+from truecast.errors import InputError
+
+CONFIG_NAME = "config.json"
+SIDE_FILE_NAMES = (
+    CONFIG_NAME,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Open the Hugging Face checkpoint in `folder`.
+
+    Raises:
+        InputError: config.json or the tensors are missing, unreadable, corrupt, or stored as pickles.
+    """
+    if not any(folder.iterdir()):
+        raise InputError(f"{folder} is empty; give a folder with config.json and {SINGLE_NAME}, or a GGUF file.")
+    config = read_config(folder / CONFIG_NAME)
+    tensors = read_folder_tensors(folder)
+    if tensors is None:
+        raise _no_tensors(folder)
+    return Checkpoint(folder, "safetensors", config, tensors, _side_files(folder))
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """The content of the config.json at `path`.
+
+    Raises:
+        InputError: there is none, or it is not a JSON object with a `model_type`.
+    """
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {CONFIG_NAME}; give the folder that save_pretrained() wrote.")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); restore it from the model's source.") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise InputError(f"{path} names no model_type; restore it from the model's source.")
+    return config
+
+
+def _no_tensors(folder: Path) -> InputError:
+    pickle = next((file for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES), None)
+    if pickle is not None:
+        return refuse_pickle(folder, pickle.name)
+    if (folder / "adapter_config.json").is_file():
+        return InputError(f"{folder} is an adapter without its base model; merge it into the base model first.")
+    return InputError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}; download the model's tensors into it.")
+
+
+def _side_files(folder: Path) -> dict[str, Callable[[], bytes]]:
+    return {name: (folder / name).read_bytes for name in SIDE_FILE_NAMES if (folder / name).is_file()}

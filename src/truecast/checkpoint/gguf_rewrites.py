@@ -1,0 +1,77 @@
+"""What llama.cpp's converter does to the values of some tensors, and how a reader undoes it.
+
+Data flow: reader of the file's rows → `undo` → reader of the rows as the transformers model has them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+
+from truecast.checkpoint.model import Array, Reader
+
+
+class Rewrite(StrEnum):
+    """What the converter did to the values of a tensor."""
+
+    NONE = "none"
+    PLUS_ONE = "plus one"
+    """1 was added to every value."""
+    HEAD_ROWS = "head rows"
+    """Within each head, rows of the two rotary halves were interleaved: row 2p + s holds row s·dim/2 + p."""
+    TRANSPOSED = "transposed"
+    FUSED_HEADS = "fused heads"
+    """Rows ordered [head, q|k|v, dim] were regrouped as [q|k|v, head, dim]."""
+
+
+def row_group(rewrite: Rewrite) -> int:
+    """The number that the rows of one head must be a multiple of."""
+    return {Rewrite.HEAD_ROWS: 2, Rewrite.FUSED_HEADS: 3}.get(rewrite, 1)
+
+
+def undo(rewrite: Rewrite, reader: Reader, rows: int, heads: int) -> Reader:
+    """A reader of the values before the `rewrite`.
+
+    Args:
+        rewrite: what was done.
+        reader: reads the tensor as the file has it.
+        rows: its first dimension in the file.
+        heads: the heads its rows belong to; a divisor of `rows` where the rewrite is one of rows.
+    """
+    if rewrite is Rewrite.PLUS_ONE:
+        return _minus_one(reader)
+    if rewrite is Rewrite.TRANSPOSED:
+        return _transposed(reader, rows)
+    if rewrite is Rewrite.HEAD_ROWS:
+        return _reordered(reader, np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).ravel())
+    if rewrite is Rewrite.FUSED_HEADS:
+        return _reordered(reader, np.arange(rows).reshape(3, heads, -1).swapaxes(0, 1).ravel())
+    return reader
+
+
+def _minus_one(reader: Reader) -> Reader:
+    def read(start: int, stop: int) -> Array:
+        return np.asarray(reader(start, stop).astype(np.float32) - np.float32(1))
+
+    return read
+
+
+def _transposed(reader: Reader, rows: int) -> Reader:
+    def read(start: int, stop: int) -> Array:
+        return np.ascontiguousarray(reader(0, rows).T[start:stop])
+
+    return read
+
+
+def _reordered(reader: Reader, order: Array) -> Reader:
+    """Row i of the result is row `order[i]` of the file."""
+
+    def read(start: int, stop: int) -> Array:
+        wanted = order[start:stop]
+        if not len(wanted):
+            return reader(0, 0)
+        first = int(wanted.min())
+        return np.asarray(reader(first, int(wanted.max()) + 1)[wanted - first])
+
+    return read

@@ -1,0 +1,366 @@
+"""GGUF metadata → tokenizer.json, tokenizer_config.json and generation_config.json.
+
+Data flow: vocabulary, token types and merges (or scores) → the JSON that the `tokenizers` library reads.
+
+Two kinds of vocabulary are known, by `tokenizer.ggml.model`: `llama` is SentencePiece BPE (spaces written ▁, unknown
+characters as bytes, merges implied by scores), `gpt2` is byte-level BPE (merges listed, text split by a regular
+expression that `tokenizer.ggml.pre` names).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from truecast.checkpoint.gguf_container import Container, StringArray
+from truecast.errors import InputError
+
+SPACE = "\u2581"
+"""SentencePiece's spelling of a space."""
+NO_CONTEXT_LIMIT = 1_000_000_000_000
+
+
+class TokenType(IntEnum):
+    """What a token is (llama.h, `llama_token_type`)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A file's vocabulary; `scores` and `merges` may be absent."""
+
+    container: Container
+    tokens: list[str]
+    types: list[int]
+    scores: list[float]
+    merges: list[str] | None
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A boolean of the metadata, `tokenizer.ggml.{name}`."""
+        return bool(self.container.metadata.get(f"tokenizer.ggml.{name}", default))
+
+    def special(self, name: str) -> int | None:
+        """The id of the special token `name` (bos, eos, unknown, padding); None when the file has none."""
+        index = self.container.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return index if isinstance(index, int) and 0 <= index < len(self.tokens) else None
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether text begins with the beginning-of-sequence token; SentencePiece models do unless they say no."""
+        default = self.container.metadata.get("tokenizer.ggml.model") == "llama"
+        return self.flag("add_bos_token", default) and self.special("bos") is not None
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether text ends with the end-of-sequence token."""
+        return self.flag("add_eos_token", False) and self.special("eos") is not None
+
+
+def tokenizer_files(container: Container, context_length: int | None) -> dict[str, Callable[[], bytes]]:
+    """The tokenizer's files by name, each made when its function is called; none when the file has no vocabulary."""
+    files: dict[str, Callable[[], bytes]] = {"generation_config.json": lambda: generation_config(container)}
+    if isinstance(container.metadata.get("tokenizer.ggml.tokens"), StringArray):
+        files["tokenizer.json"] = lambda: tokenizer_json(read_vocabulary(container))
+        files["tokenizer_config.json"] = lambda: tokenizer_config(read_vocabulary(container), context_length)
+    return files
+
+
+def read_vocabulary(container: Container) -> Vocabulary:
+    """Decode the vocabulary.
+
+    Raises:
+        InputError: its arrays disagree in length.
+    """
+    metadata = container.metadata
+    tokens = metadata["tokenizer.ggml.tokens"].decode()
+    types = _numbers(container, "token_type", len(tokens), TokenType.NORMAL)
+    scores = _numbers(container, "scores", len(tokens), 0.0)
+    merges = metadata.get("tokenizer.ggml.merges")
+    return Vocabulary(container, tokens, types, scores, merges.decode() if isinstance(merges, StringArray) else None)
+
+
+def _numbers(container: Container, name: str, count: int, default: float) -> list[Any]:
+    values = container.metadata.get(f"tokenizer.ggml.{name}")
+    if values is None:
+        return [default] * count
+    if len(values) != count:
+        raise InputError(f"{container.path}: {len(values)} values in tokenizer.ggml.{name} for {count} tokens.")
+    return list(values.tolist())
+
+
+def tokenizer_json(vocabulary: Vocabulary) -> bytes:
+    """The content of tokenizer.json.
+
+    Raises:
+        InputError: a kind of vocabulary, or a way of splitting text, that is not known.
+    """
+    kind = vocabulary.container.metadata.get("tokenizer.ggml.model")
+    if not isinstance(kind, str) or kind not in _MAKERS:
+        raise InputError(
+            f"{vocabulary.container.path} has a tokenizer of kind {kind!r}, where {_listed(_MAKERS)} are known; "
+            "take the tokenizer files from the original Hugging Face folder."
+        )
+    parts = _MAKERS[kind](vocabulary)
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(vocabulary),
+        **parts,
+        "post_processor": _template(vocabulary, parts["post_processor"]),
+    }
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    kinds = {TokenType.UNKNOWN: True, TokenType.CONTROL: True, TokenType.USER_DEFINED: False}
+    return [
+        {
+            "id": index,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": kinds[TokenType(kind)],
+        }
+        for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        if kind in kinds and not _is_blank(token)
+    ]
+
+
+def _is_blank(token: str) -> bool:
+    """Runs of spaces: the converter writes them as they are, the model's own vocabulary in SentencePiece's spelling."""
+    return token != "" and token.strip(" ") == ""
+
+
+def _template(vocabulary: Vocabulary, otherwise: Any) -> Any:
+    """The post-processor that puts the first and last token around a text."""
+    before = [vocabulary.tokens[vocabulary.special("bos") or 0]] if vocabulary.adds_bos else []
+    after = [vocabulary.tokens[vocabulary.special("eos") or 0]] if vocabulary.adds_eos else []
+    if not before and not after:
+        return otherwise
+
+    def sequence(name: str, kind: int) -> list[dict[str, Any]]:
+        special = [{"SpecialToken": {"id": token, "type_id": kind}} for token in (*before, *after)]
+        middle = {"Sequence": {"id": name, "type_id": kind}}
+        return [*special[: len(before)], middle, *special[len(before) :]]
+
+    ids = {token: vocabulary.tokens.index(token) for token in (*before, *after)}
+    template = {
+        "type": "TemplateProcessing",
+        "single": sequence("A", 0),
+        "pair": [*sequence("A", 0), *sequence("B", 1)],
+        "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]} for token, index in ids.items()},
+    }
+    return template if otherwise is None else {"type": "Sequence", "processors": [otherwise, template]}
+
+
+def _bpe(vocabulary: dict[str, int], merges: list[str], **settings: Any) -> dict[str, Any]:
+    defaults = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+    }
+    return {**defaults, **settings, "vocab": vocabulary, "merges": merges}
+
+
+def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
+    prefix = vocabulary.flag("add_space_prefix", True)
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    pieces = [SPACE * len(token) if _is_blank(token) else token for token in vocabulary.tokens]
+    unknown = vocabulary.special("unknown")
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]} if prefix else replace,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [*decoders, strip] if prefix else decoders},
+        "model": _bpe(
+            {piece: index for index, piece in enumerate(pieces)},
+            merges_from_scores(pieces, vocabulary.types, vocabulary.scores),
+            unk_token=None if unknown is None else pieces[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        ),
+    }
+
+
+def merges_from_scores(pieces: list[str], types: list[int], scores: list[float]) -> list[str]:
+    """The merges "left right" that a SentencePiece BPE vocabulary implies, best first.
+
+    SentencePiece merges the neighbours whose joined piece scores best; so every way to cut a piece into two pieces is
+    a merge, ranked by the piece. User-defined pieces are matched before any merging, so theirs come first, in order.
+    """
+    cuttable = {TokenType.NORMAL: 1, TokenType.USER_DEFINED: 0}
+    ranked = sorted(
+        (index for index, kind in enumerate(types) if kind in cuttable and len(pieces[index]) > 1),
+        key=lambda index: (rank := cuttable[TokenType(types[index])], -scores[index] if rank else 0.0, index),
+    )
+    known = {pieces[index] for index, kind in enumerate(types) if kind in cuttable and " " not in pieces[index]}
+    return [
+        f"{piece[:cut]} {piece[cut:]}"
+        for piece in (pieces[index] for index in ranked)
+        for cut in range(len(piece) - 1, 0, -1)
+        if piece[:cut] in known and piece[cut:] in known
+    ]
+
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_WORD_CASES = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
+    r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEKKEN = _WORD_CASES % ("", "", "")
+_GPT4O = _WORD_CASES % (*[r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"] * 2, "{1,3}")
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How a byte-level vocabulary splits text into words before merging.
+
+    `pattern`: the regular expression, or None for GPT-2's own. `digits`: every digit apart. `whole_words`: a word that
+    is in the vocabulary is one token, whatever the merges say. `composes`: text is brought to Unicode's NFC first.
+    """
+
+    pattern: str | None = None
+    digits: bool = False
+    whole_words: bool = False
+    composes: bool = False
+
+
+_LLAMA3_SPLITTING = Splitting(_LLAMA3, whole_words=True)
+_QWEN2_SPLITTING = Splitting(_QWEN2, composes=True)
+_DIGITS = Splitting(digits=True)
+
+SPLITTINGS: Mapping[str, Splitting] = {
+    "default": Splitting(),
+    "gpt-2": Splitting(),
+    "phi-2": Splitting(),
+    "olmo": Splitting(),
+    "mpt": Splitting(),
+    "llama-bpe": _LLAMA3_SPLITTING,
+    "llama3": _LLAMA3_SPLITTING,
+    "llama-v3": _LLAMA3_SPLITTING,
+    "smaug-bpe": _LLAMA3_SPLITTING,
+    "dbrx": Splitting(_LLAMA3),
+    "qwen2": _QWEN2_SPLITTING,
+    "deepseek-r1-qwen": _QWEN2_SPLITTING,
+    "stablelm2": Splitting(_QWEN2),
+    "starcoder": _DIGITS,
+    "smollm": _DIGITS,
+    "refact": _DIGITS,
+    "command-r": Splitting(digits=True, composes=True),
+    "codeshell": _DIGITS,
+    "tekken": Splitting(_TEKKEN, whole_words=True),
+    "gpt-4o": Splitting(_GPT4O),
+}
+"""By `tokenizer.ggml.pre`; patterns as in llama.cpp's llm_tokenizer_bpe, checked against the models' own files."""
+
+
+def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
+    splitting = _splitting(vocabulary)
+    if vocabulary.merges is None:
+        raise InputError(f"{vocabulary.container.path} has a byte-level tokenizer without tokenizer.ggml.merges.")
+    level = {"type": "ByteLevel", "add_prefix_space": vocabulary.flag("add_space_prefix", False), "trim_offsets": False}
+    return {
+        "normalizer": {"type": "NFC"} if splitting.composes else None,
+        "pre_tokenizer": _pre_tokenizer(splitting, level),
+        "post_processor": {**level, "use_regex": True},
+        "decoder": {**level, "use_regex": True},
+        "model": _bpe(
+            {token: index for index, token in enumerate(vocabulary.tokens)},
+            vocabulary.merges,
+            ignore_merges=splitting.whole_words,
+        ),
+    }
+
+
+def _splitting(vocabulary: Vocabulary) -> Splitting:
+    name = vocabulary.container.metadata.get("tokenizer.ggml.pre", "default")
+    if not isinstance(name, str) or name not in SPLITTINGS:
+        raise InputError(
+            f"{vocabulary.container.path} splits text by {name!r}, where {_listed(SPLITTINGS)} are known; "
+            "take the tokenizer files from the original Hugging Face folder."
+        )
+    return SPLITTINGS[name]
+
+
+def _pre_tokenizer(splitting: Splitting, level: dict[str, Any]) -> dict[str, Any]:
+    bytes_only = {**level, "use_regex": splitting.pattern is None}
+    if splitting.pattern is not None:
+        split = {
+            "type": "Split",
+            "pattern": {"Regex": splitting.pattern},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        return {"type": "Sequence", "pretokenizers": [split, bytes_only]}
+    if splitting.digits:
+        return {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, bytes_only]}
+    return bytes_only
+
+
+_MAKERS: Mapping[str, Callable[[Vocabulary], dict[str, Any]]] = {"llama": _sentencepiece, "gpt2": _byte_level}
+
+
+def tokenizer_config(vocabulary: Vocabulary, context_length: int | None) -> bytes:
+    """The content of tokenizer_config.json."""
+    metadata = vocabulary.container.metadata
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    indices = {key: vocabulary.special(name) for name, key in names.items()}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{key: vocabulary.tokens[index] for key, index in indices.items() if index is not None},
+        "add_bos_token": vocabulary.adds_bos,
+        "add_eos_token": vocabulary.adds_eos,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context_length or NO_CONTEXT_LIMIT,
+        "chat_template": metadata.get("tokenizer.chat_template"),
+    }
+    return _document({key: value for key, value in config.items() if value is not None})
+
+
+def generation_config(container: Container) -> bytes:
+    """The content of generation_config.json: the special tokens; an end-of-turn token ends a text as well."""
+    ids = {name: container.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "padding")}
+    ends = list(dict.fromkeys(index for index in (ids["eos"], ids["eot"]) if index is not None))
+    config = {
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": ids["padding"],
+    }
+    return _document({key: value for key, value in config.items() if value is not None})
+
+
+def _document(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _listed(known: Mapping[str, object]) -> str:
+    return ", ".join(sorted(known))

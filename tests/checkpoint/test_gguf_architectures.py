@@ -1,0 +1,53 @@
+"""A model written as GGUF and read back is the same model, for every architecture that is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.checkpoint.gguf_files import ARCHITECTURES, BY_NAME, Converted
+from truecast.checkpoint import Checkpoint, open_checkpoint
+from truecast.checkpoint.gguf_config import FAMILIES
+from truecast.checkpoint.gguf_names import NAMINGS
+
+PROMPT = torch.tensor([[1, 5, 9, 33, 7, 60, 61, 8, 2, 12, 40, 41]])
+"""Longer than the windows of the cases."""
+
+
+def rebuilt(checkpoint: Checkpoint) -> Any:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**checkpoint.config), dtype=torch.float32).eval()
+    weights = {name: torch.from_numpy(np.array(tensor.read())) for name, tensor in checkpoint.tensors.items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert set(missing) <= set(model.all_tied_weights_keys)
+    model.tie_weights()
+    return model
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES, ids=lambda case: case.architecture)
+def test_the_model_in_a_gguf_file_gives_the_logits_of_the_original(case: Converted, tmp_path: Path) -> None:
+    original = case.write(tmp_path / "model.gguf")
+    copy = rebuilt(open_checkpoint(tmp_path / "model.gguf"))
+    with torch.no_grad():
+        expected, actual = original(PROMPT).logits, copy(PROMPT).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_architecture_that_is_read_is_tested() -> None:
+    assert FAMILIES.keys() == NAMINGS.keys() == BY_NAME.keys()
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES, ids=lambda case: case.architecture)
+def test_any_run_of_rows_equals_the_slice_of_the_whole(case: Converted, tmp_path: Path) -> None:
+    case.write(tmp_path / "model.gguf")
+    for tensor in open_checkpoint(tmp_path / "model.gguf").tensors.values():
+        whole = tensor.read()
+        assert (whole.shape, whole.dtype) == (tensor.shape, tensor.dtype)
+        for start, stop in [(0, 1), (3, 20), (7, 7), (5, 10_000)]:
+            np.testing.assert_array_equal(tensor.rows(start, stop), whole[start:stop])

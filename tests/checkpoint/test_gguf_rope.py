@@ -1,0 +1,93 @@
+"""Rotary frequencies that a GGUF file keeps as tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from tests.checkpoint.gguf_files import BY_NAME, Converted
+from truecast.checkpoint import open_checkpoint
+from truecast.errors import InputError
+
+THETA = 500_000.0
+HEAD_DIM = 64
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_theta": THETA,
+}
+
+
+def inverse_frequencies(config: Any) -> torch.Tensor:
+    kind = config.rope_parameters["rope_type"]
+    return ROPE_INIT_FUNCTIONS[kind](config, device="cpu", seq_len=16)[0]
+
+
+def factors(rope: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """What the converter stores: how much each frequency is divided by."""
+    config = LlamaConfig(head_dim=HEAD_DIM, rope_parameters=rope)
+    plain = 1.0 / THETA ** (torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    return (plain / inverse_frequencies(config)).numpy().astype(np.float32)
+
+
+def llama_config(path: Path, frequencies: np.ndarray[Any, Any]) -> dict[str, Any]:
+    case = Converted(
+        "llama",
+        "LlamaConfig",
+        {"head_dim": HEAD_DIM},
+        {"attention.layer_norm_rms_epsilon": 1e-5, "attention.key_length": HEAD_DIM, "rope.freq_base": THETA},
+        interleaved=True,
+    )
+    case.write(path, {"rope_freqs.weight": frequencies})
+    return dict(open_checkpoint(path).config)
+
+
+def test_the_frequency_factors_of_llama3_become_its_settings(tmp_path: Path) -> None:
+    config = llama_config(tmp_path / "model.gguf", factors(LLAMA3))
+    assert config["rope_parameters"] == LLAMA3
+
+
+def test_other_frequency_factors_are_kept_as_they_are(tmp_path: Path) -> None:
+    odd = np.linspace(1, 5, HEAD_DIM // 2, dtype=np.float32)
+    config = AutoConfig.for_model(**llama_config(tmp_path / "model.gguf", odd))
+    plain = 1.0 / THETA ** (torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    torch.testing.assert_close(inverse_frequencies(config), plain / torch.from_numpy(odd))
+    assert ROPE_INIT_FUNCTIONS["longrope"](config, device="cpu", seq_len=16)[1] == 1.0
+
+
+def test_long_and_short_factors_of_phi3_are_settings_not_parameters(tmp_path: Path) -> None:
+    short, long = np.full(8, 1.5, np.float32), np.full(8, 4.0, np.float32)
+    case = Converted(
+        "phi3",
+        "Phi3Config",
+        {},
+        {
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.dimension_count": 16,
+            "rope.scaling.original_context_length": 32,
+        },
+    )
+    case.write(tmp_path / "model.gguf", {"rope_factors_short.weight": short, "rope_factors_long.weight": long})
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    config = AutoConfig.for_model(**checkpoint.config)
+    assert config.rope_parameters["short_factor"] == short.tolist()
+    assert config.rope_parameters["long_factor"] == long.tolist()
+    assert config.rope_parameters["original_max_position_embeddings"] == 32
+    assert not any("rope" in name for name in checkpoint.tensors)
+
+
+def test_an_unknown_rotary_scaling_is_refused(tmp_path: Path) -> None:
+    case = BY_NAME["qwen3"]
+    metadata = {**case.metadata, "rope.scaling.type": "spiral"}
+    Converted("qwen3", "Qwen3Config", case.settings, metadata).write(tmp_path / "model.gguf")
+    with pytest.raises(InputError, match="spiral"):
+        open_checkpoint(tmp_path / "model.gguf")

@@ -1,0 +1,52 @@
+"""Every case is exported and proven in every precision, and the claim is checked by a second opinion.
+
+The optional cases run too with TRUECAST_CONFORMANCE=all; they cannot fail, only be reported.
+`python -m tests.conformance.report` writes the table of all of them into the manual.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.cases import BY_NAME, CASES, REQUIRED
+from tests.conformance.oracle import compare
+from tests.conformance.outcome import PRECISIONS, Outcome, attempt
+from tests.tiny import Case, tiny_model
+
+CHOSEN = CASES if os.environ.get("TRUECAST_CONFORMANCE") == "all" else REQUIRED
+
+LARGEST_ERROR = 3e-4
+"""Of a float32 graph's logits, as a share of the largest logit; healthy graphs are at 1e-6."""
+LEAST_COSINE = 0.98
+"""Of a 4-bit graph's logits with the float32 model's; simulated 4-bit storage of these cases stays above 0.995."""
+LEAST_TIERS = 3
+"""Static, tensor parity and generation: a certificate with fewer kinds of checks has left something out."""
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
+def test_export_is_proven(case: Case, precision: str, tmp_path: Path, outcomes: list[Outcome]) -> None:
+    outcome = attempt(case, precision, tmp_path)
+    outcomes.append(outcome)
+    if case.optional and not outcome.proven:
+        pytest.xfail(outcome.verdict)
+    if outcome.error:
+        raise outcome.error
+    assert outcome.proven, outcome.verdict
+    assert all(check.passed for check in outcome.checks)
+    assert len({check.tier for check in outcome.checks}) >= LEAST_TIERS
+    if not case.optional:
+        agreement = compare(tmp_path / "out", tiny_model(case))
+        assert agreement.cosine > LEAST_COSINE
+        assert precision != "fp32" or agreement.error < LARGEST_ERROR
+
+
+@pytest.mark.parametrize("name", ["gemma2", "llama_rope_dynamic", "phi3_longrope", "granite", "olmo"])
+def test_the_second_opinion_notices_every_hazard(name: str, tmp_path: Path) -> None:
+    case = BY_NAME[name]
+    assert attempt(case, "fp32", tmp_path).proven
+    for changes in case.hazards.values():
+        assert compare(tmp_path / "out", tiny_model(case, **changes)).error > LARGEST_ERROR
