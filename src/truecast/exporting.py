@@ -154,7 +154,7 @@ def _cast(checkpoint: Checkpoint, folder: Path, request: Request, report: Progre
         trust_remote_code=request.trust_remote_code,
     )
     report("trace", 1, 1)
-    sources = Sources(checkpoint, trace.parameters, trace.tied, trace.prefix)
+    sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename)
     bindings = _bind(trace, sources, request, target)
     ignored = sources.unused()
     weights = write_weights(folder / DATA_NAME, bindings, lambda done, total: report("weights", done, total))

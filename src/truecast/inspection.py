@@ -202,7 +202,10 @@ def disk_bytes(checkpoint: Checkpoint, precision: str, block: int = BLOCK_SIZE) 
 
 
 def run_bytes(checkpoint: Checkpoint, precision: str, block: int = BLOCK_SIZE) -> int:
-    """Bytes of memory to generate: the libraries and the tokenizer, the weights once, and the cache."""
+    """Bytes of memory to generate: the libraries and the tokenizer, the weights once, and the cache.
+
+    On the provider a precision is meant for: a CPU casts fp16 weights to float32 and takes up to twice as much more.
+    """
     config = _text_config(checkpoint)
     context = _first(config, "max_position_embeddings", "n_positions") or PLANNED_TOKENS
     cache = (kv_bytes_per_token(checkpoint) or 0) * min(context, PLANNED_TOKENS)
@@ -211,7 +214,7 @@ def run_bytes(checkpoint: Checkpoint, precision: str, block: int = BLOCK_SIZE) -
 
 
 def proof_bytes(checkpoint: Checkpoint, precision: str, block: int = BLOCK_SIZE) -> int:
-    """Bytes of memory to export and prove: the author's model in float32 (4 per parameter) beside the running result."""
+    """Bytes of memory to export and prove: 4 per parameter for the author's model in float32, beside `run_bytes`."""
     reference = FLOAT_BYTES["fp32"] * parameter_count(checkpoint)
     return EXPORT_BASE_BYTES + reference + run_bytes(checkpoint, precision, block)
 
@@ -336,9 +339,13 @@ def _storage(inspection: Inspection) -> Table:
 
 
 def _costs(inspection: Inspection) -> Table:
-    heading = ("target", "precision", "on disk", "memory to export", "… and prove", "to run")
+    """One row per cost; targets that cost the same share it."""
+    heading = ("precision", "target", "on disk", "memory to export", "… and prove", "to run")
     table = Table(*heading, title="What it can become (estimates)", title_justify="left")
+    targets: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for choice in inspection.choices:
         sizes = (choice.disk, choice.export_peak, choice.proof_peak, choice.run_peak)
-        table.add_row(choice.target, choice.precision, *(decimal(size) for size in sizes))
+        targets[choice.precision, *(decimal(size) for size in sizes)].append(choice.target)
+    for (precision, *shown), names in targets.items():
+        table.add_row(precision, ", ".join(names), *shown)
     return table

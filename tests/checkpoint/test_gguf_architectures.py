@@ -51,3 +51,14 @@ def test_any_run_of_rows_equals_the_slice_of_the_whole(case: Converted, tmp_path
         assert (whole.shape, whole.dtype) == (tensor.shape, tensor.dtype)
         for start, stop in [(0, 1), (3, 20), (7, 7), (5, 10_000)]:
             np.testing.assert_array_equal(tensor.rows(start, stop), whole[start:stop])
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES, ids=lambda case: case.architecture)
+def test_a_tensor_is_called_verbatim_only_where_its_bytes_are_its_values(case: Converted, tmp_path: Path) -> None:
+    case.write(tmp_path / "model.gguf")
+    content = (tmp_path / "model.gguf").read_bytes()
+    tensors = open_checkpoint(tmp_path / "model.gguf").tensors.values()
+    for tensor in tensors:
+        raw = content[tensor.location.offset : tensor.location.offset + tensor.location.length]
+        assert tensor.verbatim == (raw == tensor.read().tobytes()), tensor.name
+    assert any(tensor.verbatim for tensor in tensors)

@@ -78,6 +78,12 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tensor.read(), values)
 
 
+def test_a_type_that_cannot_be_decoded_is_named_at_opening(tmp_path: Path) -> None:
+    path = with_embedding(tmp_path / "model.gguf", np.zeros((97, WIDTH), np.int32))
+    with pytest.raises(InputError, match="stores tensors as I32, which cannot be decoded"):
+        open_checkpoint(path)
+
+
 def test_metadata_and_tensor_places_equal_those_of_the_gguf_library(tiny: Path) -> None:
     ours, theirs = read_container(tiny), gguf.GGUFReader(tiny)
     assert ours.tensors.keys() == {tensor.name for tensor in theirs.tensors}
@@ -113,6 +119,15 @@ def test_a_truncated_file_is_refused(kept: float, tiny: Path, tmp_path: Path) ->
     cut.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
     with pytest.raises(InputError, match=r"cut\.gguf"):
         open_checkpoint(cut)
+
+
+def test_a_file_that_lacks_the_last_byte_of_a_tensor_is_refused(tiny: Path, tmp_path: Path) -> None:
+    end = max(entry.offset + entry.nbytes for entry in read_container(tiny).tensors.values())
+    (tmp_path / "whole.gguf").write_bytes(tiny.read_bytes()[:end])
+    (tmp_path / "cut.gguf").write_bytes(tiny.read_bytes()[: end - 1])
+    open_checkpoint(tmp_path / "whole.gguf")
+    with pytest.raises(InputError, match=f"ends at byte {end}, but the file has {end - 1}"):
+        open_checkpoint(tmp_path / "cut.gguf")
 
 
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:

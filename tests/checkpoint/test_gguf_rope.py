@@ -91,3 +91,12 @@ def test_an_unknown_rotary_scaling_is_refused(tmp_path: Path) -> None:
     Converted("qwen3", "Qwen3Config", case.settings, metadata).write(tmp_path / "model.gguf")
     with pytest.raises(InputError, match="spiral"):
         open_checkpoint(tmp_path / "model.gguf")
+
+
+def test_the_attention_factor_of_yarn_is_kept(tmp_path: Path) -> None:
+    case = BY_NAME["qwen2"]
+    metadata = {**case.metadata, "rope.scaling.attn_factor": 0.5}
+    Converted("qwen2", "Qwen2Config", case.settings, metadata).write(tmp_path / "model.gguf")
+    config = AutoConfig.for_model(**open_checkpoint(tmp_path / "model.gguf").config)
+    plain = ROPE_INIT_FUNCTIONS["yarn"](case.model().config, device="cpu", seq_len=16)[1]
+    assert ROPE_INIT_FUNCTIONS["yarn"](config, device="cpu", seq_len=16)[1] == pytest.approx(0.5 * plain)

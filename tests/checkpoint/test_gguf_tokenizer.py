@@ -51,7 +51,8 @@ def write(path: Path, kind: str, fields: Callable[[gguf.GGUFWriter], None]) -> C
     return read_container(path)
 
 
-def byte_level_file(path: Path, tokenizer: Tokenizer, pre: str) -> Container:
+def byte_level_file(path: Path, tokenizer: Tokenizer, pre: str, **more: Any) -> Container:
+    """A file with the vocabulary and the merges of `tokenizer`; `more` are other numbers of the metadata."""
     model = json.loads(tokenizer.to_str())["model"]
 
     def fields(writer: gguf.GGUFWriter) -> None:
@@ -61,6 +62,8 @@ def byte_level_file(path: Path, tokenizer: Tokenizer, pre: str) -> Container:
         writer.add_token_types([3 if token == "<|end|>" else 1 for token in tokens])
         writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
         writer.add_eos_token_id(0)
+        for key, value in more.items():
+            writer.add_uint32(f"tokenizer.ggml.{key}", value)
 
     return write(path, "gpt2", fields)
 
@@ -89,9 +92,28 @@ LLAMA3 = (
 def test_byte_level_text_becomes_the_same_tokens_and_comes_back(pre: str, trained: Tokenizer, tmp_path: Path) -> None:
     tokenizer = rebuilt(byte_level_file(tmp_path / "t.gguf", trained, pre))
     for text in TEXTS:
+        assert tokenizer.pre_tokenizer.pre_tokenize_str(text) == trained.pre_tokenizer.pre_tokenize_str(text)
         ids = tokenizer.encode(text).ids
         assert ids == trained.encode(text).ids
         assert tokenizer.decode(ids, skip_special_tokens=False) == trained.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", 1), ("gpt-2", 0)])
+def test_only_some_byte_level_texts_begin_with_a_token_where_the_file_is_silent(
+    pre: str, expected: int, tmp_path: Path
+) -> None:
+    container = byte_level_file(tmp_path / "t.gguf", byte_level(None), pre, bos_token_id=0)
+    assert rebuilt(container).encode("a").tokens[:-1] == ["<|end|>"] * expected
+
+
+@pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", ["capital"]), ("gpt-2", ["capi", "tal"])])
+def test_a_word_of_the_vocabulary_is_one_token_for_llama3_whatever_the_merges_say(
+    pre: str, expected: list[str], tmp_path: Path
+) -> None:
+    letters = {letter: index for index, letter in enumerate([*"capitl", "ca", "pi", "capi", "ta", "tal", "capital"])}
+    merges = [("c", "a"), ("p", "i"), ("ca", "pi"), ("t", "a"), ("ta", "l")]
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=merges))
+    assert rebuilt(byte_level_file(tmp_path / "t.gguf", tokenizer, pre)).encode("capital").tokens == expected
 
 
 def test_an_unknown_way_of_splitting_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_rows_are_clipped_as_a_slice_is(start: int, stop: int | None, tmp_path: 
 
 def test_the_location_names_the_bytes_in_the_file(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3), "w": torch.arange(5)}, tmp_path / "t.safetensors")
-    location = read_file(tmp_path / "t.safetensors")["w"].location
+    tensor = read_file(tmp_path / "t.safetensors")["w"]
+    location = tensor.location
+    assert tensor.verbatim
     raw = location.path.read_bytes()[location.offset : location.offset + location.length]
     assert raw == np.arange(5).tobytes()
 

@@ -105,7 +105,15 @@ def _stored_tensor(facts: Facts, entry: TensorEntry) -> StoredTensor | None:
     shape = entry.shape[::-1] if rewrite is Rewrite.TRANSPOSED else entry.shape
     dtype = DECODED_DTYPE if rewrite is Rewrite.PLUS_ONE else PLAIN_DTYPES.get(entry.kind, DECODED_DTYPE)
     reader = undo(rewrite, _block_reader(path, entry), rows, heads)
-    return StoredTensor(target.name, shape, dtype, entry.kind.name, FileRange(path, entry.offset, entry.nbytes), reader)
+    return StoredTensor(
+        name=target.name,
+        shape=shape,
+        dtype=dtype,
+        stored_as=entry.kind.name,
+        location=FileRange(path, entry.offset, entry.nbytes),
+        reader=reader,
+        verbatim=rewrite is Rewrite.NONE and entry.kind in PLAIN_DTYPES,
+    )
 
 
 def _rows(entry: TensorEntry) -> int:

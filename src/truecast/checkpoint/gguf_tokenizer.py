@@ -16,6 +16,7 @@ from enum import IntEnum
 from typing import Any
 
 from truecast.checkpoint.gguf_container import Container, StringArray
+from truecast.checkpoint.gguf_splitting import SPLITTINGS, Splitting
 from truecast.errors import InputError
 
 SPACE = "\u2581"
@@ -55,8 +56,10 @@ class Vocabulary:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether text begins with the beginning-of-sequence token; SentencePiece models do unless they say no."""
-        default = self.container.metadata.get("tokenizer.ggml.model") == "llama"
+        """Whether text begins with the beginning-of-sequence token; where the file is silent, as llama.cpp decides."""
+        metadata = self.container.metadata
+        splitting = SPLITTINGS.get(str(metadata.get("tokenizer.ggml.pre")), Splitting())
+        default = metadata.get("tokenizer.ggml.model") == "llama" or splitting.begins
         return self.flag("add_bos_token", default) and self.special("bos") is not None
 
     @property
@@ -145,24 +148,28 @@ def _is_blank(token: str) -> bool:
 
 def _template(vocabulary: Vocabulary, otherwise: Any) -> Any:
     """The post-processor that puts the first and last token around a text."""
-    before = [vocabulary.tokens[vocabulary.special("bos") or 0]] if vocabulary.adds_bos else []
-    after = [vocabulary.tokens[vocabulary.special("eos") or 0]] if vocabulary.adds_eos else []
+    bos, eos = vocabulary.special("bos"), vocabulary.special("eos")
+    before = [bos] if vocabulary.adds_bos and bos is not None else []
+    after = [eos] if vocabulary.adds_eos and eos is not None else []
     if not before and not after:
         return otherwise
-
-    def sequence(name: str, kind: int) -> list[dict[str, Any]]:
-        special = [{"SpecialToken": {"id": token, "type_id": kind}} for token in (*before, *after)]
-        middle = {"Sequence": {"id": name, "type_id": kind}}
-        return [*special[: len(before)], middle, *special[len(before) :]]
-
-    ids = {token: vocabulary.tokens.index(token) for token in (*before, *after)}
+    names = {index: vocabulary.tokens[index] for index in (*before, *after)}
     template = {
         "type": "TemplateProcessing",
-        "single": sequence("A", 0),
-        "pair": [*sequence("A", 0), *sequence("B", 1)],
-        "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]} for token, index in ids.items()},
+        "single": _around(before, after, names, "A", 0),
+        "pair": [*_around(before, after, names, "A", 0), *_around(before, after, names, "B", 1)],
+        "special_tokens": {name: {"id": name, "ids": [index], "tokens": [name]} for index, name in names.items()},
     }
     return template if otherwise is None else {"type": "Sequence", "processors": [otherwise, template]}
+
+
+def _around(
+    before: list[int], after: list[int], names: Mapping[int, str], sequence: str, kind: int
+) -> list[dict[str, Any]]:
+    def special(index: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": names[index], "type_id": kind}}
+
+    return [*map(special, before), {"Sequence": {"id": sequence, "type_id": kind}}, *map(special, after)]
 
 
 def _bpe(vocabulary: dict[str, int], merges: list[str], **settings: Any) -> dict[str, Any]:
@@ -224,63 +231,6 @@ def merges_from_scores(pieces: list[str], types: list[int], scores: list[float])
         for cut in range(len(piece) - 1, 0, -1)
         if piece[:cut] in known and piece[cut:] in known
     ]
-
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_WORD_CASES = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
-    r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_TEKKEN = _WORD_CASES % ("", "", "")
-_GPT4O = _WORD_CASES % (*[r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"] * 2, "{1,3}")
-
-
-@dataclass(frozen=True)
-class Splitting:
-    """How a byte-level vocabulary splits text into words before merging.
-
-    `pattern`: the regular expression, or None for GPT-2's own. `digits`: every digit apart. `whole_words`: a word that
-    is in the vocabulary is one token, whatever the merges say. `composes`: text is brought to Unicode's NFC first.
-    """
-
-    pattern: str | None = None
-    digits: bool = False
-    whole_words: bool = False
-    composes: bool = False
-
-
-_LLAMA3_SPLITTING = Splitting(_LLAMA3, whole_words=True)
-_QWEN2_SPLITTING = Splitting(_QWEN2, composes=True)
-_DIGITS = Splitting(digits=True)
-
-SPLITTINGS: Mapping[str, Splitting] = {
-    "default": Splitting(),
-    "gpt-2": Splitting(),
-    "phi-2": Splitting(),
-    "olmo": Splitting(),
-    "mpt": Splitting(),
-    "llama-bpe": _LLAMA3_SPLITTING,
-    "llama3": _LLAMA3_SPLITTING,
-    "llama-v3": _LLAMA3_SPLITTING,
-    "smaug-bpe": _LLAMA3_SPLITTING,
-    "dbrx": Splitting(_LLAMA3),
-    "qwen2": _QWEN2_SPLITTING,
-    "deepseek-r1-qwen": _QWEN2_SPLITTING,
-    "stablelm2": Splitting(_QWEN2),
-    "starcoder": _DIGITS,
-    "smollm": _DIGITS,
-    "refact": _DIGITS,
-    "command-r": Splitting(digits=True, composes=True),
-    "codeshell": _DIGITS,
-    "tekken": Splitting(_TEKKEN, whole_words=True),
-    "gpt-4o": Splitting(_GPT4O),
-}
-"""By `tokenizer.ggml.pre`; patterns as in llama.cpp's llm_tokenizer_bpe, checked against the models' own files."""
 
 
 def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:

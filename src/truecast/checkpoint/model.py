@@ -40,7 +40,8 @@ class StoredTensor:
 
     `shape` and `dtype` are those of the *decoded* tensor, as `rows` returns it; `dtype` is a NumPy dtype (bfloat16 and
     the float8 types come from `ml_dtypes`). `stored_as` names the storage in the format's own words: `F32`, `BF16`,
-    `Q4_K`, … A scalar has the shape () and one row.
+    `Q4_K`, … A scalar has the shape () and one row. `verbatim` says that the bytes at `location` are the decoded values
+    as they are, so that another file may refer to them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class StoredTensor:
     stored_as: str
     location: FileRange
     reader: Reader = field(repr=False, compare=False)
+    verbatim: bool = False
 
     @property
     def size(self) -> int:

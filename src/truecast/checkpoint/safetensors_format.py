@@ -166,7 +166,8 @@ def _check_layout(path: Path, entries: list[_Entry], data_bytes: int) -> None:
 def _stored_tensor(path: Path, data_start: int, entry: _Entry) -> StoredTensor:
     location = FileRange(path, data_start + entry.begin, entry.end - entry.begin)
     dtype = DTYPES[entry.dtype]
-    return StoredTensor(entry.name, entry.shape, dtype, entry.dtype, location, _reader(location, dtype, entry.shape))
+    reader = _reader(location, dtype, entry.shape)
+    return StoredTensor(entry.name, entry.shape, dtype, entry.dtype, location, reader, verbatim=True)
 
 
 def _reader(location: FileRange, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Reader:

@@ -43,9 +43,7 @@ class Decoder:
         if provider.lower() != "cpu":
             raise InputError(f"Decoding on {provider} is not possible yet, its cache lives in main memory; use cpu.")
         if info.cache is None:
-            raise InputError(
-                f"{folder} holds no decoder (no key/value cache); export a language model instead."
-            )
+            raise InputError(f"{folder} holds no decoder (no key/value cache); export a language model instead.")
         return cls(open_session(folder / info.file, provider, threads, exact=exact), info)
 
     @property

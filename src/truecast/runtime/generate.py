@@ -121,7 +121,7 @@ def _together(decoder: Decoder, rows: list[Ids], options: GenerationOptions) -> 
     logits = batch.prefill()
     for count in range(1, last + 1):
         tokens = sampler.choose(logits)
-        ended = np.isin(tokens, ends) & running
+        ended = np.isin(tokens, ends)
         yield _step(tokens, running, ended, count == last)
         running &= ~ended
         if count == last or not running.any():

@@ -38,12 +38,12 @@ class ModelType, and the library of 0.18.0)."""
 
 TOKENIZER_CLASSES = frozenset(
     {
-        *("BaichuanTokenizer", "ChatGLMTokenizer", "CLIPTokenizer", "CodeGenTokenizer", "CodeLlamaTokenizer"),
+        *("BaichuanTokenizer", "CLIPTokenizer", "CodeGenTokenizer", "CodeLlamaTokenizer"),
         *("GPT2Tokenizer", "GPTNeoXTokenizer", "GemmaTokenizer", "InternLM2Tokenizer", "LlamaTokenizer"),
-        *("Phi3Tokenizer", "PreTrainedTokenizer", "Qwen2Tokenizer", "T5Tokenizer", "XLMRobertaTokenizer"),
+        *("Phi3Tokenizer", "PreTrainedTokenizer", "Qwen2Tokenizer"),
     }
 )
-"""Classes that onnxruntime-extensions loads, without the ending "Fast" (shared/api/tokenizer_impl.cc). It knows
+"""Classes of byte-pair encodings that onnxruntime-extensions loads, without the ending "Fast" (seen). It knows
 `TokenizersBackend`, which transformers 5 writes, only since 0.18."""
 BYTE_LEVEL_CLASS, BYTE_FALLBACK_CLASS = "PreTrainedTokenizer", "GemmaTokenizer"
 """Stand-ins for other classes whose tokenizer.json is byte-pair encoding: the second does not split at spaces, as

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 
 from truecast.errors import InputError
@@ -39,7 +40,7 @@ def capture(step: nn.Module, layers: Sequence[int], opset: int) -> ir.Model:
     graph.producer_name, graph.producer_version = "truecast", None
     for name, value in list(graph.graph.initializers.items()):
         value.name = name.removeprefix(WRAPPER)
-        value.const_value = None
+        value.const_value = _real_constant(value)
     _past_inputs(graph.graph)
     return graph
 
@@ -54,7 +55,24 @@ def _past_inputs(graph: ir.Graph) -> None:
             graph.inputs.append(value)
             ir.convenience.replace_all_uses_with(output, value)
         graph.remove(node, safe=True)
-    assert not probe.uses(), "the probe of the past's length is read"
+    _measure_past(probe, graph.inputs[-1])
+
+
+def _measure_past(probe: ir.Value, past: ir.Value) -> None:
+    """Whoever asks for the probe's length gets that of the last layer's past."""
+    for node, _ in list(probe.uses()):
+        assert node.op_type == "Shape", f"{node.op_type} reads the probe of the past's length"
+        node.replace_input_with(0, past)
+        node.attributes.add(ir.AttrInt64("start", 2))
+        node.attributes.add(ir.AttrInt64("end", 3))
+
+
+def _real_constant(value: ir.Value) -> ir.TensorProtocol | None:
+    """The data of a constant of the author's code; None for parameters and buffers, which are bound later."""
+    raw = getattr(value.const_value, "raw", None)
+    if isinstance(raw, FakeTensor):
+        raw = raw.constant
+    return None if raw is None else ir.tensor(raw.detach().numpy(), name=value.name)
 
 
 def past_of(layer: int, shape: Any, probe: Tensor, dtype: torch.dtype, batch: int) -> tuple[Tensor, Tensor]:

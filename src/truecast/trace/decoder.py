@@ -28,7 +28,7 @@ from truecast.trace.layers import DOMAIN, UnlikeLayersError, find_layers, traced
 from truecast.trace.leaves import lowered_leaves
 from truecast.trace.rotary import functional_frequencies, rotary_seam
 from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, attention_seam
-from truecast.trace.skeleton import build_decoder, fake_tensors, real_buffers, tied_names
+from truecast.trace.skeleton import build_decoder, checkpoint_renamer, fake_tensors, real_buffers, tied_names
 from truecast.trace.stamp import stamp
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Trace:
     tied: dict[str, str]
     embedding: str
     head: str
-    prefix: str
+    rename: Callable[[str], str]
     padding: str
     in_place: bool
     lowered: Counter[str] = field(default_factory=Counter)
@@ -116,20 +116,28 @@ def trace_decoder(
     """
     with fake_tensors():
         model = build_decoder(config, dtype, trust_remote_code)
-        shapes = _cache_shapes(model, config)
-    attempts = [(True, True), (True, False), (False, True), (False, False)]
+        with functional_frequencies(model):
+            shapes = _cache_shapes(model, config)
     reasons: dict[str, str] = {}
-    while attempts:
-        lowered, once = attempts.pop(0)
+    for lowered, once in ((True, True), (True, False), (False, True), (False, False)):
+        if (lowered and "attention" in reasons) or (once and "layers" in reasons):
+            continue
         try:
             return _trace(model, shapes, dialect, padding, lowered, once, reasons)
         except UnlikeLayersError as reason:
             reasons["layers"] = str(reason)
-            attempts = [a for a in attempts if not a[1]]
         except LeafMismatch as reason:
             reasons["attention"] = str(reason)
-            attempts = [a for a in attempts if not a[0]]
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            # the author's code met a CausalMask where it wants a tensor: it does its attention by itself
+            if not lowered:
+                raise InputError(f"{config.model_type!r} cannot be traced: {_one_line(error)}.") from error
+            reasons["attention"] = f"the model's own code does not go through the attention interface ({_one_line(error)})"
     raise InputError(f"{config.model_type!r} cannot be traced: {'; '.join(reasons.values())}.")
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _cache_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[int, Any]:
@@ -189,7 +197,11 @@ def _finish(
         clean(graph)
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     persistent = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    missing = [n for n in graph.graph.initializers if n not in parameters and n not in persistent]
+    missing = [
+        name
+        for name, value in graph.graph.initializers.items()
+        if value.const_value is None and name not in parameters and name not in persistent
+    ]
     names = {id(module): name for name, module in model.named_modules()}
     head: Any = model.get_output_embeddings()
     if step.lowered:
@@ -199,12 +211,12 @@ def _finish(
     return Trace(
         model=graph,
         cache_shapes=shapes,
-        buffers=dict(real_buffers(model, [n for n in missing if n in dict(model.named_buffers())])),
+        buffers=dict(real_buffers(model, missing)),
         parameters={**parameters, **persistent},
         tied=tied_names(model),
         embedding=f"{names[id(model.get_input_embeddings())]}.weight",
         head=f"{names[id(head)]}.weight" if head is not None else "",
-        prefix=model.base_model_prefix,
+        rename=checkpoint_renamer(model),
         padding=step.padding,
         in_place=step.lowered,
         lowered=counts,

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -31,14 +32,15 @@ class RotarySeam:
         self.forms: dict[int, RotaryForm | None] = {axis: lowering.recognise(function, axis) for axis in (1, 2)}
         self.calls = 0
 
-    def __call__(self, query: Any, key: Any = None, cos: Any = None, sin: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """The author's call, rotated by the operator."""
-        axis = kwargs.get("unsqueeze_dim", args[0] if args and isinstance(args[0], int) else 1)
-        form = self.forms.get(axis)
-        fits = all(isinstance(x, Tensor) for x in (query, key, cos, sin)) and set(kwargs) <= {"unsqueeze_dim"}
-        if form is None or not fits or query.ndim != 4 or cos.ndim != 3 or len(args) > 1:
-            return self.function(query, key, cos, sin, *args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The author's call `(q, k, cos, sin, unsqueeze_dim=1)`, rotated by the operator; others run as they are."""
+        axis = kwargs.get("unsqueeze_dim", args[4] if len(args) == 5 else 1)
+        form = self.forms.get(axis) if isinstance(axis, int) else None
+        tensors = [x for x in args[:4] if isinstance(x, Tensor)]
+        if form is None or set(kwargs) - {"unsqueeze_dim"} or [x.ndim for x in tensors] != [4, 4, 3, 3]:
+            return self.function(*args, **kwargs)
         self.calls += 1
+        query, key, cos, sin = tensors
         return tuple(self.lowering.emit(form, states, cos, sin) for states in (query, key))
 
 
@@ -71,7 +73,8 @@ def _frequencies(module: nn.Module, position_ids: Tensor, layer_type: str | None
     if kind == "longrope":
         rope = config.rope_parameters[layer_type] if layer_type else config.rope_parameters
         trained = rope["original_max_position_embeddings"]
-        long, _ = ROPE_INIT_FUNCTIONS[kind](config, position_ids.device, seq_len=trained + 1, **options)
+        with _disable_current_modes():  # a constant: its data is wanted
+            long, _ = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=trained + 1, **options)
         return torch.where(length > trained, long, initial)
     grown, _ = ROPE_INIT_FUNCTIONS[kind](config, position_ids.device, seq_len=length, **options)
     return torch.where(length > module.original_max_seq_len, grown, initial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
@@ -100,3 +102,16 @@ def tied_names(model: PreTrainedModel) -> dict[str, str]:
     """Parameters that share another one's weight: name → name of the weight the checkpoint stores."""
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
     return dict(tied)
+
+
+def checkpoint_renamer(model: PreTrainedModel) -> Callable[[str], str]:
+    """From a checkpoint's name of a tensor to the model's, by transformers' own tables of renamed modules."""
+    known = model.state_dict()
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+
+    def rename(name: str) -> str:
+        renamed, _ = rename_source_key(name, renamings, [], model.base_model_prefix, known)
+        return name if name in known else renamed
+
+    return rename

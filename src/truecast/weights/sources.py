@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,19 +29,22 @@ class Sources:
         checkpoint: where the tensors are.
         parameters: every parameter and persistent buffer of the model, with its shape.
         tied: parameters that share another one's weight.
-        prefix: the name of the base model inside the model, which some checkpoints leave out of all names.
+        rename: from a name in the checkpoint to the model's.
     """
 
     checkpoint: Checkpoint
     parameters: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
-    prefix: str
+    rename: Callable[[str], str]
     used: set[str] = field(default_factory=set)
+    _stored: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stored = {self.rename(name): name for name in self.checkpoint.tensors}
 
     def name_of(self, parameter: str) -> str | None:
         """The checkpoint's name for a parameter, or None when it holds no such tensor."""
-        with_prefix, without = f"{self.prefix}.{parameter}", parameter.removeprefix(f"{self.prefix}.")
-        return next((n for n in (parameter, without, with_prefix) if n in self.checkpoint.tensors), None)
+        return self._stored.get(parameter)
 
     def __getitem__(self, parameter: str) -> StoredTensor:
         """The stored tensor of a parameter, tied ones resolved; raises InputError when missing or of another shape."""
@@ -85,9 +88,8 @@ class Sources:
         return reasons
 
     def _reason(self, name: str) -> str | None:
-        for form in (name, f"{self.prefix}.{name}", name.removeprefix(f"{self.prefix}.")):
-            if form in self.tied:
-                return f"tied to {self.tied[form]}"
+        if (target := self.tied.get(self.rename(name))) is not None:
+            return f"tied to {target}"
         return next((reason for pattern, reason in NEVER_PARAMETERS if pattern.search(name)), None)
 
 

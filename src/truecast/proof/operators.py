@@ -1,0 +1,184 @@
+"""The operators of com.microsoft in NumPy, written from their specification, for the proof's second opinion.
+
+They share no code with the quantizers or the exporter, and take what ONNX Runtime's documentation of each operator says
+literally (docs/ContribOperators.md). `EVALUATED` gives them to onnx's reference evaluator, which brings the standard
+operators itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx.reference.op_run import OpRun
+
+Array = NDArray[Any]
+CONTRIB = "com.microsoft"
+BYTE_BITS = 8
+
+
+def unpack_codes(packed: Array, bits: int) -> Array:
+    """Unsigned codes from bytes [..., n]: uint8 [..., n · 8 / bits], the lowest bits of a byte first."""
+    if bits == BYTE_BITS:
+        return packed
+    shifts = np.arange(0, BYTE_BITS, bits, dtype=np.uint8)
+    codes: Array = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return codes.reshape(*packed.shape[:-1], -1)
+
+
+def dequantize(codes: Array, scales: Array, bits: int, block: int, width: int, zeros: Array | None = None) -> Array:
+    """Weights float32 [rows, width] of MatMulNBits and GatherBlockQuantized: (code - zero point) · scale.
+
+    Args:
+        codes: bytes of `rows` rows, in any shape that starts with the rows.
+        scales: [rows, blocks].
+        bits: of one code.
+        block: weights per scale.
+        width: weights per row; the rest of the last block is padding.
+        zeros: packed zero points [rows, …]; without them every zero point is 2^(bits-1).
+    """
+    rows, blocks = scales.shape
+    values = unpack_codes(codes.reshape(rows, -1), bits)[:, : blocks * block].astype(np.float32)
+    values = values.reshape(rows, blocks, block)
+    if zeros is None:
+        values -= np.float32(1 << (bits - 1))
+    else:
+        values -= unpack_codes(zeros.reshape(rows, -1), bits)[:, :blocks, None].astype(np.float32)
+    values *= scales.astype(np.float32)[..., None]
+    return values.reshape(rows, -1)[:, :width]
+
+
+class MatMulNBits(OpRun):  # type: ignore[misc]
+    """y = x · dequantized(B)ᵀ + bias."""
+
+    op_domain = CONTRIB
+
+    def _run(self, x: Array, b: Array, scales: Array, *rest: Array | None, **attributes: Any) -> tuple[Array]:
+        k, n, bits, block = (int(attributes[name]) for name in ("K", "N", "bits", "block_size"))
+        zeros = rest[0] if rest else None
+        bias = rest[2] if len(rest) > 2 else None
+        weight = dequantize(b, scales.reshape(n, -1), bits, block, k, zeros)
+        y = x.astype(np.float32) @ weight.T
+        return ((y if bias is None else y + bias).astype(x.dtype),)
+
+
+class GatherBlockQuantized(OpRun):  # type: ignore[misc]
+    """Rows of a quantized table."""
+
+    op_domain = CONTRIB
+
+    def _run(self, data: Array, indices: Array, scales: Array, zeros: Array | None = None, **attributes: Any) -> tuple[Array]:
+        bits, block = int(attributes["bits"]), int(attributes["block_size"])
+        flat = indices.reshape(-1)
+        rows, width = data[flat], data.shape[1] * BYTE_BITS // bits
+        values = dequantize(rows, scales[flat], bits, block, width, None if zeros is None else zeros[flat])
+        return (values.reshape(*indices.shape, width).astype(scales.dtype),)
+
+
+class FusedMatMul(OpRun):  # type: ignore[misc]
+    """alpha · A · B, either transposed first."""
+
+    op_domain = CONTRIB
+
+    def _run(self, a: Array, b: Array, **attributes: Any) -> tuple[Array]:
+        a = np.swapaxes(a, -1, -2) if attributes.get("transA") else a
+        b = np.swapaxes(b, -1, -2) if attributes.get("transB") else b
+        return ((np.float32(attributes.get("alpha") or 1.0) * (a.astype(np.float32) @ b)).astype(a.dtype),)
+
+
+class SimplifiedLayerNormalization(OpRun):  # type: ignore[misc]
+    """x · scale / sqrt(mean(x²) + epsilon) over the last axis."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, scale: Array, **attributes: Any) -> tuple[Array]:
+        wide = x.astype(np.float32)
+        root = np.sqrt(np.mean(wide * wide, -1, keepdims=True) + np.float32(attributes["epsilon"]))
+        return ((wide / root * scale).astype(x.dtype),)
+
+
+class RotaryEmbedding(OpRun):  # type: ignore[misc]
+    """Rotates the pairs of every head by the row of the table that belongs to its position."""
+
+    op_domain = CONTRIB
+
+    def _run(self, x: Array, positions: Array, cos: Array, sin: Array, **attributes: Any) -> tuple[Array]:
+        width = int(attributes.get("rotary_embedding_dim") or 0) or 2 * cos.shape[1]
+        batch, sequence = positions.shape
+        per_head = x.shape[-1] // int(attributes.get("num_heads") or 0) if attributes.get("num_heads") else width
+        heads = x.reshape(batch, sequence, -1, per_head).astype(np.float32)
+        c, s = (table[positions][:, :, None, :] for table in (cos, sin))
+        turned, rest = heads[..., :width], heads[..., width:]
+        if attributes.get("interleaved"):
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = np.stack((a * c - b * s, a * s + b * c), -1).reshape(turned.shape)
+        else:
+            a, b = turned[..., : width // 2], turned[..., width // 2 :]
+            turned = np.concatenate((a * c - b * s, a * s + b * c), -1)
+        return (np.concatenate((turned, rest), -1).reshape(x.shape).astype(x.dtype),)
+
+
+class GroupQueryAttention(OpRun):  # type: ignore[misc]
+    """Causal attention of new tokens over past and new ones, rows in the order of the cache; rotation is outside."""
+
+    op_domain = CONTRIB
+
+    def _run(
+        self, q: Array, k: Array, v: Array, past_k: Array, past_v: Array, last: Array, total: Array, *rest: Any, **attrs: Any
+    ) -> tuple[Array, Array, Array]:
+        bias = rest[3] if len(rest) > 3 else None
+        sinks = rest[4] if len(rest) > 4 else None
+        heads, groups = int(attrs["num_heads"]), int(attrs["kv_num_heads"])
+        query, key, value = (_heads(x, n) for x, n in ((q, heads), (k, groups), (v, groups)))
+        length = int(np.asarray(total).reshape(-1)[0])
+        new = query.shape[2]
+        present_k, present_v = (np.zeros((*x.shape[:2], length, x.shape[3]), x.dtype) for x in (key, value))
+        out = np.zeros(query.shape, np.float32)
+        for row in range(query.shape[0]):
+            past = max(int(last[row]) + 1 - new, 0) if length > new else 0
+            for present, old, fresh in ((present_k, past_k, key), (present_v, past_v, value)):
+                present[row, :, :past] = old[row, :, :past]
+                present[row, :, past : past + new] = fresh[row]
+            row_bias = None if bias is None else bias[min(row, len(bias) - 1)]
+            states = (query[row], present_k[row], present_v[row])
+            out[row] = _attend(*states, past, row_bias, sinks, attrs)
+        flat = out.transpose(0, 2, 1, 3).reshape(q.shape).astype(q.dtype)
+        return flat, present_k, present_v
+
+
+def _heads(flat: Array, heads: int) -> Array:
+    batch, sequence, width = flat.shape
+    return flat.reshape(batch, sequence, heads, width // heads).transpose(0, 2, 1, 3)
+
+
+def _attend(q: Array, k: Array, v: Array, past: int, bias: Array | None, sinks: Array | None, attrs: dict[str, Any]) -> Array:
+    """One row: q [heads, new, width], k and v [groups, total, width]."""
+    repeat = q.shape[0] // k.shape[0]
+    keys, values = (np.repeat(x.astype(np.float32), repeat, 0) for x in (k, v))
+    scale = attrs.get("scale") or q.shape[-1] ** -0.5
+    scores = q.astype(np.float32) @ keys.transpose(0, 2, 1) * np.float32(scale)
+    if softcap := attrs.get("softcap"):
+        scores = softcap * np.tanh(scores / np.float32(softcap))
+    if bias is not None:
+        scores = scores + bias[..., -q.shape[1] :, : keys.shape[1]]
+    at, seen = past + np.arange(q.shape[1])[:, None], np.arange(keys.shape[1])[None, :]
+    window = int(attrs.get("local_window_size") or -1)
+    hidden = (seen > at) | ((seen <= at - window) if window > 0 else False)
+    scores = np.where(hidden, -np.inf, scores)
+    if sinks is not None:
+        scores = np.concatenate((scores, np.broadcast_to(sinks[:, None, None], (*scores.shape[:2], 1))), -1)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    result: Array = weights[..., : keys.shape[1]] @ values
+    return result
+
+
+EVALUATED = (
+    MatMulNBits,
+    GatherBlockQuantized,
+    FusedMatMul,
+    SimplifiedLayerNormalization,
+    RotaryEmbedding,
+    GroupQueryAttention,
+)

@@ -1,0 +1,184 @@
+"""The reference: the model author's own code in float32, with weights we streamed in ourselves.
+
+Data flow: configuration → the author's model under fake tensors → real buffers from the author's initialisation → weights,
+a run of rows at a time, either from the checkpoint (`load_checkpoint`) or as the artifact holds them (`load_held`).
+There is one model; loading other weights replaces the ones it had, so that memory holds the floats once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from truecast.checkpoint.model import Checkpoint
+from truecast.errors import InputError
+from truecast.proof.held import Array, HeldWeight, row_chunks
+from truecast.trace.skeleton import build_decoder, checkpoint_renamer, fake_tensors, load_config, real_buffers, tied_names
+from truecast.weights.sources import Sources, finite_rows
+
+
+@dataclass(frozen=True)
+class _Volatile:
+    """A module whose forward may change it, with the buffers and settings it had when it was fresh."""
+
+    module: nn.Module
+    buffers: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+
+
+@dataclass
+class Reference:
+    """The author's model. `sources` finds a parameter's tensor in the checkpoint.
+
+    `transposed` names the parameters whose module holds them [in, out]; products of the graph hold them [out, in].
+    """
+
+    model: PreTrainedModel
+    sources: Sources
+    transposed: frozenset[str]
+    _volatile: list[_Volatile] = field(default_factory=list)
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint, trust_remote_code: bool = False) -> Reference:
+        """The model with uninitialised weights; raises InputError when transformers cannot make it."""
+        config = load_config(checkpoint, trust_remote_code)
+        with fake_tensors():
+            model = build_decoder(config, torch.float32, trust_remote_code)
+        parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+        parameters |= {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        sources = Sources(checkpoint, parameters, tied_names(model), checkpoint_renamer(model))
+        _make_real(model, persistent=set(model.state_dict()))
+        reference = cls(model, sources, frozenset(_transposed(model)))
+        reference._volatile = [_Volatile(*item) for item in _volatile(model)]
+        return reference
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Every parameter and persistent buffer once, by its first name."""
+        persistent = {n: b for n, b in self.model.named_buffers() if n in set(self.model.state_dict())}
+        return {**dict(self.model.named_parameters()), **persistent}
+
+    def load_checkpoint(self) -> None:
+        """Takes the weights of the checkpoint, in float32; raises InputError where one is missing or not finite."""
+        for name, parameter in self.parameters.items():
+            stored = self.sources[name]
+            for start, stop in row_chunks(stored.shape):
+                _rows(parameter, start, stop).copy_(_tensor(finite_rows(stored, start, stop)))
+
+    def load_held(self, weights: Mapping[str, HeldWeight]) -> None:
+        """Takes the weights as an artifact holds them; a parameter it does not hold stays as it is."""
+        for name, parameter in self.parameters.items():
+            weight = self.held(name, weights)
+            if weight is None:
+                continue
+            turned = weight.transposed or (weight.quantization is not None and name in self.transposed)
+            target = parameter.T if turned else parameter
+            for start, stop in weight.chunks():
+                _rows(target, start, stop).copy_(_tensor(weight.rows(start, stop)))
+
+    def held(self, name: str, weights: Mapping[str, HeldWeight]) -> HeldWeight | None:
+        """The artifact's weight for a parameter, tied ones resolved."""
+        tied = self.sources.tied
+        names = [name, tied.get(name), *(k for k, v in tied.items() if v == name)]
+        return next((weights[n] for n in names if n is not None and n in weights), None)
+
+    def reset(self) -> None:
+        """Undoes what earlier calls left in the modules: some rotary embeddings remember the longest sequence."""
+        for volatile in self._volatile:
+            for name, buffer in volatile.buffers.items():
+                volatile.module._buffers[name] = buffer.clone()
+            volatile.module.__dict__.update(volatile.settings)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache."""
+        return DynamicCache()
+
+    @torch.no_grad()
+    def step(self, cache: DynamicCache, ids: Array, mask: Array, positions: Array, keep: int = 0) -> Array:
+        """Logits of the last `keep` positions (0: of all), [batch, keep, vocab], after what the cache holds.
+
+        Args:
+            cache: moved on by this call.
+            ids: int64 [batch, new].
+            mask: int64 [batch, past + new], 0 or 1.
+            positions: int64 [batch, new].
+            keep: how many positions.
+        """
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        taken = inspect.signature(self.model.forward).parameters
+        options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        if "logits_to_keep" in taken:
+            options["logits_to_keep"] = keep
+        tensors = {name: _tensor(array) for name, array in inputs.items() if name in taken}
+        logits: Array = self.model(**tensors, **options).logits.numpy()
+        return logits[:, -keep:]
+
+    @contextmanager
+    def in_float64(self) -> Iterator[None]:
+        """The same model in float64 while the context lasts; casts inside the author's code stay as they are."""
+        self.reset()
+        self.model.double()
+        try:
+            yield
+        finally:
+            self.model.float()
+            self.reset()
+
+
+def _make_real(model: PreTrainedModel, persistent: set[str]) -> None:
+    """Replaces every fake parameter and buffer by an uninitialised or, where the author's code fills it, a real one."""
+    names = [name for name, _ in model.named_buffers() if name not in persistent]
+    values = real_buffers(model, names)
+    real: dict[int, Any] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = real.setdefault(
+                    id(parameter), nn.Parameter(torch.empty(parameter.shape), requires_grad=False)
+                )
+        for name, buffer in module._buffers.items():
+            full = f"{prefix}.{name}" if prefix else name
+            if buffer is not None:
+                fresh = values[full].clone() if full in values else torch.empty(buffer.shape, dtype=buffer.dtype)
+                module._buffers[name] = fresh
+
+
+def _transposed(model: nn.Module) -> Iterator[str]:
+    """Weights of transformers' Conv1D, which holds [in, out] unlike torch's Linear."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Embedding) and hasattr(module, "nf"):
+            yield f"{name}.weight"
+
+
+def _volatile(model: nn.Module) -> Iterator[tuple[nn.Module, Mapping[str, Tensor], Mapping[str, Any]]]:
+    for module in model.modules():
+        names = module._non_persistent_buffers_set
+        buffers = {name: buffer.clone() for name, buffer in module._buffers.items() if name in names and buffer is not None}
+        if buffers:
+            settings = {k: v for k, v in module.__dict__.items() if isinstance(v, bool | int | float | str | None)}
+            yield module, buffers, settings
+
+
+def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
+    data = tensor.data
+    return data[start:stop] if data.ndim else data.reshape(1)
+
+
+def _tensor(array: Array) -> Tensor:
+    """A tensor of an array; a copy where torch would complain that it may not be written to."""
+    contiguous = np.ascontiguousarray(array)
+    return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
+
+
+def require_finite(arrays: Iterable[Array], where: str) -> None:
+    """Raises InputError when the author's model itself gives NaN: then there is nothing to compare with."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise InputError(f"The original model gives NaN or infinity {where}; its weights or its configuration are damaged.")

@@ -1,0 +1,208 @@
+"""The genai target: what is written, and that the real onnxruntime-genai runs it and says the same tokens as we do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from tests.runtime.graphs import CONTEXT, HEAD_DIM, KV_HEADS, LAYERS, VOCAB, graph_info, write_artifact
+from tests.runtime.tokenizer_files import SENTENCES, byte_fallback, byte_level, write_tokenizer
+from truecast.artifact import GraphInfo
+from truecast.errors import InputError
+from truecast.runtime.decoder import Decoder
+from truecast.runtime.generate import GenerationOptions, generate
+from truecast.targets import find_target
+from truecast.targets.genai import (
+    BYTE_FALLBACK_CLASS,
+    BYTE_LEVEL_CLASS,
+    DEFAULT_MAX_LENGTH,
+    GENERIC_TYPE,
+    TOKENIZER_CLASSES,
+    TYPES,
+    correct_tokenizer,
+    genai_config,
+    model_type,
+)
+
+CONFIG = {"model_type": "qwen2", "hidden_size": 32, "num_attention_heads": 4, "eos_token_id": 96, "bos_token_id": 1}
+PAD, END = 0, 96
+PROMPTS = [[5, 9, 33, 2, 71, 8], [4, 8], [7, 7, 3, 1]]
+NEW = 12
+
+
+def info(**changes: Any) -> GraphInfo:
+    return graph_info("right", True).model_copy(update=changes)
+
+
+def test_the_decoder_section_follows_the_graph() -> None:
+    decoder = genai_config(CONFIG, {}, info())["model"]["decoder"]
+    assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (
+        HEAD_DIM,
+        KV_HEADS,
+        LAYERS,
+    )
+    assert (decoder["hidden_size"], decoder["num_attention_heads"]) == (32, 4)
+    assert set(decoder["inputs"]) == {"input_ids", "attention_mask", "past_key_names", "past_value_names"}
+
+
+def test_other_spellings_of_the_shape_are_read() -> None:
+    decoder = genai_config({"n_embd": 32, "n_head": 4}, {}, info())["model"]["decoder"]
+    assert (decoder["hidden_size"], decoder["num_attention_heads"]) == (32, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("qwen2", "qwen2"),
+        ("hunyuan_v1_dense", "hunyuandensev1"),
+        *((name, GENERIC_TYPE) for name in ("olmo2", "phi3", "gpt2", None)),
+    ],
+)
+def test_types_that_would_not_run_the_graph_as_it_is_become_the_generic_one(name: str | None, expected: str) -> None:
+    assert model_type({"model_type": name}) == expected
+
+
+def test_end_tokens_of_all_sources_are_joined_in_order() -> None:
+    model = genai_config(CONFIG, {"eos_token_id": [50, 96]}, info(eos_token_ids=[7]))["model"]
+    assert (model["eos_token_id"], model["bos_token_id"], model["pad_token_id"]) == ([7, 50, 96], 1, 7)
+
+
+def test_a_padding_token_of_its_own_is_kept() -> None:
+    assert genai_config(CONFIG, {"pad_token_id": 3}, info())["model"]["pad_token_id"] == 3
+
+
+def test_special_tokens_that_nothing_states_are_left_out() -> None:
+    assert not {"bos_token_id", "eos_token_id", "pad_token_id"} & set(genai_config({}, {}, info())["model"])
+
+
+@pytest.mark.parametrize(("context", "expected"), [(512, 512), (131072, DEFAULT_MAX_LENGTH)])
+def test_the_cache_is_not_made_for_the_longest_context(context: int, expected: int) -> None:
+    config = genai_config(CONFIG, {}, info(context_length=context))
+    assert (config["search"]["max_length"], config["model"]["context_length"]) == (expected, context)
+
+
+def test_sampling_defaults_of_the_model_are_kept() -> None:
+    search = genai_config(CONFIG, {"do_sample": True, "top_k": 20, "top_p": None}, info())["search"]
+    assert (search["do_sample"], search["top_k"], "top_p" in search) == (True, 20, False)
+
+
+@pytest.mark.parametrize("changes", [{"cache": None}, {"vocab_size": None}, {"context_length": None}])
+def test_a_graph_that_is_no_decoder_is_refused(changes: dict[str, None]) -> None:
+    with pytest.raises(InputError):
+        genai_config({}, {}, info(**changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "expected"),
+    [
+        ("Qwen2TokenizerFast", {"type": "BPE"}, "Qwen2TokenizerFast"),
+        ("TokenizersBackend", {"type": "BPE"}, BYTE_LEVEL_CLASS),
+        ("CohereTokenizerFast", {"type": "BPE", "byte_fallback": True}, BYTE_FALLBACK_CLASS),
+        ("RwkvTokenizer", {"type": "WordLevel"}, "RwkvTokenizer"),
+    ],
+)
+def test_tokenizer_classes_that_cannot_be_loaded_are_replaced(name: str, model: dict[str, Any], expected: str) -> None:
+    corrected = correct_tokenizer({"tokenizer_class": name, "x": 1, "model_max_length": 10**30}, {"model": model}, 77)
+    assert corrected == {"tokenizer_class": expected, "x": 1, "model_max_length": 77}
+
+
+def test_a_damaged_tokenizer_config_is_named(tmp_path: Path) -> None:
+    (write_tokenizer(tmp_path, byte_level()) / "tokenizer_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json is not valid JSON"):
+        find_target("genai").write_side_files(tmp_path, CONFIG, info())
+
+
+class Genai:
+    """A folder opened with the real onnxruntime-genai."""
+
+    def __init__(self, folder: Path) -> None:
+        self.library = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+        self.model = self.library.Model(str(folder))
+
+    def greedy(self, prompts: list[list[int]], new: int) -> list[list[int]]:
+        """`new` tokens behind each prompt; shorter prompts are padded on the right."""
+        longest = max(len(prompt) for prompt in prompts)
+        padded = np.array([prompt + [PAD] * (longest - len(prompt)) for prompt in prompts], np.int32)
+        parameters = self.library.GeneratorParams(self.model)
+        parameters.set_search_options(max_length=longest + new, batch_size=len(prompts), do_sample=False)
+        generator = self.library.Generator(self.model, parameters)
+        generator.append_tokens(padded)
+        steps = []
+        while not generator.is_done():
+            generator.generate_next_token()
+            steps.append([int(token) for token in generator.get_next_tokens()])
+        return [list(row) for row in zip(*steps, strict=True)]
+
+
+def make_artifact(folder: Path, **config: object) -> Path:
+    write_artifact(folder, "right")
+    find_target("genai").write_side_files(folder, {**CONFIG, "pad_token_id": PAD, **config}, info())
+    return folder
+
+
+def ours(folder: Path, prompts: list[list[int]], new: int) -> list[list[int]]:
+    options = GenerationOptions(new, eos_token_ids=())
+    steps = list(generate(Decoder.open(folder, threads=1), prompts, options))
+    return [[step.tokens[row] or 0 for step in steps] for row in range(len(prompts))]
+
+
+def test_genai_says_the_same_tokens_prompt_by_prompt(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path)
+    genai = Genai(folder)
+    found = [genai.greedy([prompt], NEW)[0] for prompt in PROMPTS]
+    assert found == ours(folder, PROMPTS, NEW)
+    assert not {END} & {token for row in found for token in row}
+    assert len({token for row in found for token in row}) > 5
+
+
+def test_genai_says_the_same_tokens_for_a_batch_of_unequal_prompts(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path)
+    assert Genai(folder).greedy(PROMPTS, NEW) == ours(folder, PROMPTS, NEW)
+
+
+@pytest.mark.parametrize("name", sorted({*TYPES, "phi3", "gpt2", "olmo2"}))
+def test_genai_accepts_every_type_that_is_written(tmp_path: Path, name: str) -> None:
+    folder = make_artifact(tmp_path, model_type=name)
+    assert Genai(folder).greedy(PROMPTS[:1], NEW) == ours(folder, PROMPTS[:1], NEW)
+
+
+def test_genai_ends_at_every_end_token(tmp_path: Path) -> None:
+    write_artifact(tmp_path, "right")
+    tokens = ours(tmp_path, PROMPTS[:1], NEW)[0]
+    at = next(at for at in range(3, NEW) if tokens[at] not in tokens[:at])
+    find_target("genai").write_side_files(tmp_path, {"pad_token_id": PAD, "eos_token_id": [END, tokens[at]]}, info())
+    assert len(Genai(tmp_path).greedy(PROMPTS[:1], NEW)[0]) == at + 1
+
+
+def test_genai_stops_at_the_written_length(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path)
+    assert json.loads((folder / "genai_config.json").read_text())["search"]["max_length"] == CONTEXT
+    assert len(Genai(folder).greedy(PROMPTS[:1], CONTEXT - 6)[0]) == CONTEXT - 6
+
+
+@pytest.mark.parametrize("kind", [byte_level, byte_fallback])
+@pytest.mark.parametrize("name", ["TokenizersBackend", "CohereTokenizerFast", "LlamaTokenizerFast"])
+def test_genai_tokenizes_as_the_tokenizers_library(tmp_path: Path, kind: type[Tokenizer], name: str) -> None:
+    tokenizer = kind()
+    write_tokenizer(tmp_path, tokenizer, tokenizer_class=name)
+    genai = Genai(make_artifact(tmp_path))
+    loaded = genai.library.Tokenizer(genai.model)
+    for text in SENTENCES[:2]:
+        assert list(loaded.encode(text)) == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_every_known_tokenizer_class_loads(tmp_path: Path) -> None:
+    unloaded = []
+    for name in sorted(TOKENIZER_CLASSES):
+        write_tokenizer(tmp_path / name, byte_level(), tokenizer_class=name)
+        genai = Genai(make_artifact(tmp_path / name))
+        if not len(genai.library.Tokenizer(genai.model).encode("hello")):
+            unloaded.append(name)
+    assert unloaded == []
+
+
+def test_the_vocabulary_is_that_of_the_graph() -> None:
+    assert genai_config({**CONFIG, "vocab_size": VOCAB + 31}, {}, info())["model"]["vocab_size"] == VOCAB

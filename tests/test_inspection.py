@@ -1,0 +1,217 @@
+"""Inspection: what it says about a checkpoint is so, and it says it fast."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfig
+
+from tests.checkpoint.gguf_files import BY_NAME
+from truecast.checkpoint import open_checkpoint
+from truecast.inspection import disk_bytes, inspect, recommended_precision, render
+
+HIDDEN, INNER, VOCABULARY, LAYERS = 64, 96, 97, 3
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
+
+
+def llama(path: Path, **changes: Any) -> Any:
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 512,
+        **changes,
+    }
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes))
+    model.save_pretrained(path)
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_those_of_the_model(tied: bool, tmp_path: Path) -> None:
+    model = llama(tmp_path, tie_word_embeddings=tied)
+    assert inspect(tmp_path).parameters == model.num_parameters()
+
+
+def test_a_tied_head_that_is_stored_again_is_not_counted_again(tmp_path: Path) -> None:
+    model = llama(tmp_path, tie_word_embeddings=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert inspect(tmp_path).parameters == model.num_parameters() - VOCABULARY * HIDDEN
+
+
+def test_the_shape_and_the_cache_are_those_of_the_model(tmp_path: Path) -> None:
+    llama(tmp_path)
+    found = inspect(tmp_path)
+    assert (found.layers, found.heads, found.kv_heads, found.head_dim) == (LAYERS, HEADS, KV_HEADS, HEAD_DIM)
+    assert (found.architecture, found.model_type) == ("LlamaForCausalLM", "llama")
+    assert (found.context_length, found.vocabulary) == (512, VOCABULARY)
+    assert found.kv_bytes_per_token == 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
+
+
+def test_names_of_other_architectures_are_understood(tmp_path: Path) -> None:
+    BY_NAME["gpt2"].write(tmp_path / "model.gguf")
+    found = inspect(tmp_path / "model.gguf")
+    assert (found.layers, found.heads, found.kv_heads, found.head_dim, found.context_length) == (2, 4, 4, 16, 64)
+
+
+def test_tensors_that_are_stored_alike_are_one_group(tmp_path: Path) -> None:
+    model = llama(tmp_path)
+    groups = {group.pattern: group for group in inspect(tmp_path).storage}
+    assert groups["model.layers.*.mlp.up_proj.weight"].tensors == LAYERS
+    assert groups["model.layers.*.mlp.up_proj.weight"].stored_as == "F32"
+    assert groups["model.layers.*.mlp.up_proj.weight"].nbytes == LAYERS * HIDDEN * INNER * 4
+    assert sum(group.nbytes for group in groups.values()) == 4 * model.num_parameters()
+
+
+def test_int4_takes_half_a_byte_and_a_scale_per_block(tmp_path: Path) -> None:
+    llama(tmp_path, tie_word_embeddings=True)
+    projections = 2 * HIDDEN * HIDDEN + 2 * KV_HEADS * HEAD_DIM * HIDDEN + 3 * HIDDEN * INNER
+    quantized = LAYERS * projections + VOCABULARY * HIDDEN
+    norms = (2 * LAYERS + 1) * HIDDEN
+    assert disk_bytes(open_checkpoint(tmp_path), "int4", 32) == quantized // 2 + quantized // 32 * 4 + norms * 4
+    assert disk_bytes(open_checkpoint(tmp_path), "int8", 16) == quantized + quantized // 16 * 4 + norms * 4
+
+
+def test_the_last_block_of_a_row_is_whole(tmp_path: Path) -> None:
+    llama(tmp_path, intermediate_size=100, tie_word_embeddings=True)
+    block_bytes = 16 + 4
+    full_rows = VOCABULARY + LAYERS * (2 * HIDDEN + 2 * KV_HEADS * HEAD_DIM + 2 * 100)
+    blocks = full_rows * (HIDDEN // 32) + LAYERS * HIDDEN * 4  # 100 = 3 · 32 + 4
+    norms = (2 * LAYERS + 1) * HIDDEN
+    assert disk_bytes(open_checkpoint(tmp_path), "int4", 32) == blocks * block_bytes + norms * 4
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [("fp32", 4), ("fp16", 2)])
+def test_floats_take_their_bytes(precision: str, bytes_each: int, tmp_path: Path) -> None:
+    model = llama(tmp_path)
+    assert disk_bytes(open_checkpoint(tmp_path), precision) == bytes_each * model.num_parameters()
+
+
+def test_every_target_and_precision_has_a_cost_and_less_precision_costs_less(tmp_path: Path) -> None:
+    llama(tmp_path)
+    choices = inspect(tmp_path).choices
+    assert {(choice.target, choice.precision) for choice in choices} == {
+        (target, precision) for target in ("onnxruntime", "genai") for precision in ("fp32", "fp16", "int8", "int4")
+    }
+    of_one = {choice.precision: choice for choice in choices if choice.target == "genai"}
+    for better, worse in (("int4", "int8"), ("int8", "fp16"), ("fp16", "fp32")):
+        assert of_one[better].disk < of_one[worse].disk
+        assert of_one[better].run_peak < of_one[worse].run_peak
+        assert of_one[better].export_peak < of_one[better].proof_peak
+
+
+def test_int4_is_recommended_on_a_cpu_and_fp16_on_a_gpu(tmp_path: Path) -> None:
+    llama(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert recommended_precision(checkpoint, "cpu") == "int4"
+    assert recommended_precision(checkpoint, "cuda") == "fp16"
+    assert inspect(tmp_path).recommendation.reason
+
+
+def test_a_model_that_is_no_decoder_says_why_it_becomes_nothing(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    BertModel(config).save_pretrained(tmp_path)
+    found = inspect(tmp_path)
+    assert found.choices == ()
+    assert found.kv_bytes_per_token is None
+    assert "BertModel is no decoder" in str(found.obstacle)
+
+
+def test_a_quantized_checkpoint_is_described_but_becomes_nothing(tmp_path: Path) -> None:
+    llama(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+    found = inspect(tmp_path)
+    assert (found.quantization, found.parameters, found.choices) == ("awq", None, ())
+    assert "already quantized (awq)" in str(found.obstacle)
+    assert found.storage
+
+
+def test_the_answer_is_json(tmp_path: Path) -> None:
+    llama(tmp_path)
+    plain = json.loads(json.dumps(inspect(tmp_path).to_dict()))
+    assert plain["architecture"] == "LlamaForCausalLM"
+    assert len(plain["choices"]) == 8
+
+
+def shown(path: Path) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(render(inspect(path)))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_tables_show_what_was_found(tmp_path: Path) -> None:
+    model = llama(tmp_path)
+    text = shown(tmp_path)
+    for part in (f"{model.num_parameters():,}", "LlamaForCausalLM", "model.layers.*.mlp.up_proj.weight", "512 tokens"):
+        assert part in text
+    assert "onnxruntime, genai" in text
+    assert "Recommended on cpu: int4" in text
+
+
+def test_the_tables_show_the_obstacle(tmp_path: Path) -> None:
+    llama(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+    assert "It can become nothing yet: it is already quantized (awq)" in shown(tmp_path)
+
+
+def seventy_billion(path: Path) -> Path:
+    """A checkpoint of 70 B parameters whose bytes are holes in its file."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (128256, 8192), "model.norm.weight": (8192,)}
+    for layer in range(80):
+        prefix = f"model.layers.{layer}"
+        for name in ("gate_proj", "up_proj"):
+            shapes[f"{prefix}.mlp.{name}.weight"] = (28672, 8192)
+        shapes[f"{prefix}.mlp.down_proj.weight"] = (8192, 28672)
+        for name in ("q_proj", "o_proj"):
+            shapes[f"{prefix}.self_attn.{name}.weight"] = (8192, 8192)
+    header, position = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + size]}
+        position += size
+    encoded = json.dumps(header).encode()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.truncate(8 + len(encoded) + position)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def timed_inspection(path: Path | str) -> float:
+    """Seconds of processor time that the imports and the answer take in a process of their own."""
+    code = (
+        "import sys, time; start = time.process_time(); from truecast.inspection import inspect, render; "
+        f"from rich.console import Console; Console(file=sys.stderr).print(render(inspect({str(path)!r}))); "
+        "print(time.process_time() - start); assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return float(result.stdout)
+
+
+def test_seventy_billion_parameters_are_inspected_in_under_three_seconds_without_torch(tmp_path: Path) -> None:
+    assert timed_inspection(seventy_billion(tmp_path)) < 3
+
+
+@pytest.mark.skipif(
+    not os.environ.get("TRUECAST_GEMMA_GGUF"), reason="needs the real model: set TRUECAST_GEMMA_GGUF to its GGUF file"
+)
+def test_the_real_gemma_is_inspected_in_under_three_seconds_without_torch() -> None:
+    assert timed_inspection(os.environ["TRUECAST_GEMMA_GGUF"]) < 3
+    assert inspect(os.environ["TRUECAST_GEMMA_GGUF"]).parameters == 268_098_176
