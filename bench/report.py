@@ -132,9 +132,10 @@ def _introduction(found: Mapping[str, Any]) -> str:
     machine, shape = found["machine"], found["shape"]
     return f"""Written by `make bench`; the numbers are in `decoder.json` beside this page.
 
-A random checkpoint of {shape["name"].upper()} shape: hidden {shape["hidden"]}, {shape["layers"]} layers, \
-{shape["heads"]}/{shape["kv_heads"]} heads, intermediate {shape["intermediate"]}, vocabulary {shape["vocab"]}, tied, \
-bfloat16. Weights of 4 bits in blocks of {found["block_size"]}, products with int8 activations.
+A random checkpoint of Qwen2.5's type and {shape["name"].upper()} shape: hidden {shape["hidden"]}, \
+{shape["layers"]} layers, {shape["heads"]}/{shape["kv_heads"]} heads, intermediate {shape["intermediate"]}, \
+vocabulary {shape["vocab"]}, tied, bfloat16. Weights of 4 bits in blocks of {found["block_size"]}, products with \
+int8 activations.
 
 {machine["processor"]} ({machine["features"]}), {machine["cores"]} cores, {machine["memory"]}, {machine["system"]}, \
 Python {machine["python"]}; {found["threads"]} threads each. Of the processors' time during the rounds, \
@@ -142,8 +143,9 @@ Python {machine["python"]}; {found["threads"]} threads each. Of the processors' 
 
 All contenders are loaded at once and take turns: {found["rounds"]} rounds, the order rotated, each contender in a \
 process and Python environment of its own. Times run from the call of each contender's own generating function to the \
-arrival of a token, the choice of the token included. *Decode* begins with 128 tokens in the cache and takes 32 \
-tokens, the likeliest each; *sampled* draws them (temperature 0.8, top-k 40, top-p 0.95; the yardstick cannot, and \
+arrival of a token, its choice included (and, for truecast alone, its text). *Decode* begins with 128 tokens in the \
+cache and takes 32 tokens, the likeliest each; \
+*sampled* draws them (temperature 0.8, top-k 40, top-p 0.95; the yardstick cannot, and \
 takes the likeliest). *Prefill* is the prompt's length over the time to the first token. Numbers are medians, with the \
 smallest and the largest round in parentheses; ratios are taken within each round."""
 

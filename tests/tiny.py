@@ -80,6 +80,7 @@ class Case:
 
 def tiny_model(case: Case, **changes: Any) -> transformers.PreTrainedModel:
     """The case's model in float32 with its weights; `changes` alter the configuration and leave the weights alike."""
+    torch.manual_seed(zlib.crc32(case.name.encode()))  # for what a model initializes in its own way
     model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
         case.config(**changes), dtype=torch.float32
     )
@@ -88,6 +89,14 @@ def tiny_model(case: Case, **changes: Any) -> transformers.PreTrainedModel:
             generator = torch.Generator().manual_seed(zlib.crc32(f"{case.name}/{name}".encode()))
             values = _values(owner, name.rpartition(".")[2], parameter, generator)
             parameter.copy_(case.embedding_std * values if isinstance(owner, nn.Embedding) else values)
+    return model.eval()
+
+
+def stored_model(folder: Path) -> transformers.PreTrainedModel:
+    """The model of a checkpoint folder as transformers loads it, in float32."""
+    model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32
+    )
     return model.eval()
 
 

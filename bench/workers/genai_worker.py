@@ -13,7 +13,7 @@ from turns import CAPACITY, THREADS, Sampling, serve
 
 
 class Genai:
-    """The loaded model; a generator, with its cache, is made for each turn, as its API asks."""
+    """The loaded model; a generator, with its cache, is made for each turn, as its API asks (some milliseconds)."""
 
     def __init__(self, path: Path, vocab: int) -> None:
         """Loads the folder `path`, with as many threads as every contender."""

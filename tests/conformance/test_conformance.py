@@ -14,7 +14,7 @@ import pytest
 from tests.conformance.cases import BY_NAME, CASES, REQUIRED
 from tests.conformance.oracle import compare
 from tests.conformance.outcome import PRECISIONS, Outcome, attempt
-from tests.tiny import Case, tiny_model
+from tests.tiny import Case, stored_model, tiny_model
 
 CHOSEN = CASES if os.environ.get("TRUECAST_CONFORMANCE") == "all" else REQUIRED
 
@@ -39,7 +39,7 @@ def test_export_is_proven(case: Case, precision: str, tmp_path: Path, outcomes: 
     assert all(check.passed for check in outcome.checks)
     assert len({check.tier for check in outcome.checks}) >= LEAST_TIERS
     if not case.optional:
-        agreement = compare(tmp_path / "out", tiny_model(case))
+        agreement = compare(tmp_path / "out", stored_model(tmp_path / "source"))
         assert agreement.cosine > LEAST_COSINE
         assert precision != "fp32" or agreement.error < LARGEST_ERROR
 

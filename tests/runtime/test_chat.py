@@ -16,6 +16,7 @@ TEMPLATES = {
     "plain": "{{ bos_token }}" + EACH + "<|{{ m.role }}|>\n{{ m.content | trim }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
     "trimming": "{%- for m in messages %}\n    {%- if loop.first %}\nA{% endif %}\n  {{ m.content }}\n{% endfor %}",
+    "indented": "a\n    {% if true %}\n  b\n    {% endif %}\nc",
     "json": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
     "loop controls": EACH + "{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}{% endfor %}",
     "generation": EACH + "{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}",

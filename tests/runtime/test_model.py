@@ -7,8 +7,9 @@ import pytest
 from tests.runtime.graphs import VOCAB, write_artifact
 from tests.runtime.tokenizer_files import EOS, byte_level, with_bos, write_tokenizer
 from truecast.errors import InputError
-from truecast.runtime.generate import Finish, GenerationOptions
+from truecast.runtime.generate import Finish, GenerationOptions, Step
 from truecast.runtime.model import TextModel
+from truecast.runtime.text import INCOMPLETE
 
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"
 PROMPTS = ["ab", "hello", "Z"]
@@ -62,6 +63,14 @@ def test_the_end_token_is_counted_but_not_written(model: TextModel) -> None:
     found = model.complete([[5]], GenerationOptions(12, eos_token_ids=(tokens[at],)))[0]
     assert (found.tokens, found.finish) == (tokens[: at + 1], Finish.END)
     assert found.text == model.codec.decode(tokens[:at])
+
+
+def test_half_a_character_at_the_end_is_written(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = model.codec.encode("a🙃")[1:-1]
+    ends = [*[None] * (len(half) - 1), Finish.LENGTH]
+    steps = [Step((token,), (end,)) for token, end in zip(half, ends, strict=True)]
+    monkeypatch.setattr("truecast.runtime.model.generate", lambda *_: iter(steps))
+    assert model.complete([[1]])[0].text == model.codec.decode(half) == "a" + INCOMPLETE
 
 
 def test_a_seed_repeats_a_text(model: TextModel) -> None:

@@ -14,7 +14,7 @@ lengths at all; its rows are generated one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from truecast.errors import InputError
 from truecast.runtime.cache import KeyValueCache, SharedCache
 from truecast.runtime.decoder import Decoder, Logits
+from truecast.runtime.loop import DecodeLoop
 from truecast.runtime.sampling import Sampler, Sampling
 
 Ids = NDArray[np.int64]
@@ -113,27 +114,28 @@ def _one_by_one(decoder: Decoder, rows: list[Ids], options: GenerationOptions) -
 def _together(decoder: Decoder, rows: list[Ids], options: GenerationOptions) -> Iterator[Step]:
     batch = _Batch(decoder, rows, options)
     sampler = Sampler(options.sampling, len(rows))
-    ends = decoder.info.eos_token_ids if options.eos_token_ids is None else options.eos_token_ids
+    ends = frozenset(decoder.info.eos_token_ids if options.eos_token_ids is None else options.eos_token_ids)
     last = options.max_new_tokens
     if decoder.info.context_length is not None:
         last = min(last, decoder.info.context_length - batch.length + 1)
-    running = np.ones(len(rows), np.bool_)
-    logits = batch.prefill()
+    running = [True] * len(rows)
+    logits, loop = batch.prefill(), None
     for count in range(1, last + 1):
         tokens = sampler.choose(logits)
-        ended = np.isin(tokens, ends)
-        yield _step(tokens, running, ended, count == last)
-        running &= ~ended
-        if count == last or not running.any():
+        step = _step(tokens, running, ends, count == last)
+        running = [on and finish is None for on, finish in zip(running, step.finish, strict=True)]
+        yield step
+        if not any(running):
             return
-        logits = batch.advance(tokens)
+        loop = loop or batch.loop(logits.shape[1])
+        logits = loop.run(tokens)
 
 
-def _step(tokens: Ids, running: NDArray[np.bool_], ended: NDArray[np.bool_], final: bool) -> Step:
-    values = tuple(int(token) if on else None for token, on in zip(tokens, running, strict=True))
+def _step(tokens: list[int], running: list[bool], ends: Container[int], final: bool) -> Step:
     otherwise = Finish.LENGTH if final else None
-    finish = tuple((Finish.END if end else otherwise) if on else None for on, end in zip(running, ended, strict=True))
-    return Step(values, finish)
+    pairs = list(zip(tokens, running, strict=True))
+    values = tuple(token if on else None for token, on in pairs)
+    return Step(values, tuple((Finish.END if token in ends else otherwise) if on else None for token, on in pairs))
 
 
 class _Batch:
@@ -160,10 +162,9 @@ class _Batch:
             target[self.length - len(row) :] = row
         return self.decoder.step(self.cache, ids, self._mask(self.length))[:, -1]
 
-    def advance(self, tokens: Ids) -> Logits:
-        """Runs one more token [rows] per row; returns the logits [rows, vocab] behind it."""
-        mask = self._mask(self.cache.length + 1)
-        return self.decoder.step(self.cache, tokens[:, None], mask)[:, -1]
+    def loop(self, vocabulary: int) -> DecodeLoop:
+        """The steps that follow the prefill."""
+        return DecodeLoop(self.decoder, self.cache, self.lengths, vocabulary, self._mask)
 
     def _prefill_alone(self, cache: SharedCache) -> Logits:
         logits = []

@@ -8,6 +8,7 @@ treated one by one: NumPy is no faster on all of them at once (its argmax is thr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,17 +59,17 @@ class Sampler:
         seeds = np.random.SeedSequence(sampling.seed).spawn(rows)
         self._random = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
 
-    def choose(self, logits: Floats) -> Ids:
-        """The next tokens, int64 [rows], from logits float32 [rows, vocab]; raises TruecastError on NaN or infinity."""
+    def choose(self, logits: Floats) -> list[int]:
+        """The next token of every row of logits float32 [rows, vocab]; raises TruecastError on NaN or infinity."""
         rows = zip(logits, self._random, strict=True)
-        return np.array([choose_token(row, self.sampling, random) for row, random in rows], np.int64)
+        return [choose_token(row, self.sampling, random) for row, random in rows]
 
 
 def choose_token(logits: Floats, sampling: Sampling, random: np.random.Generator) -> int:
     """One token id from logits [vocab]; the first of equals when greedy."""
     best = int(logits.argmax())
-    peak = logits[best]
-    if not np.isfinite(peak):  # argmax finds a NaN wherever it is
+    peak = float(logits[best])
+    if not isfinite(peak):  # argmax finds a NaN wherever it is
         raise TruecastError(
             "The graph returned logits that are not finite numbers; check the artifact with `truecast verify`."
         )
@@ -99,9 +100,9 @@ def largest(values: Floats, count: int) -> Ids:
     return chosen[np.lexsort((chosen, -values[chosen]))]
 
 
-def _exponentials(values: Floats, peak: np.float32, temperature: float) -> Floats:
+def _exponentials(values: Floats, peak: float, temperature: float) -> Floats:
     """exp((values - peak) / temperature): at most 1, so that no temperature overflows."""
-    scaled: Floats = values - peak
+    scaled: Floats = values - np.float32(peak)
     scaled *= np.float32(1 / max(temperature, SMALLEST_TEMPERATURE))
     np.exp(scaled, out=scaled)
     return scaled

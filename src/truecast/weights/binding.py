@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from truecast.checkpoint.model import Array
@@ -43,3 +44,39 @@ class Binding:
     rows: int
     row_cost: int
     produce: Produce
+
+
+def array_binding(name: str, array: Array, origin: str) -> Binding:
+    """An array that was computed rather than stored; `origin` says how, for the manifest."""
+    operand = Operand(name, ir.DataType.from_numpy(array.dtype), array.shape)
+
+    def produce(start: int, stop: int) -> Sequence[Array]:
+        return [array[start:stop]]
+
+    return Binding((operand,), (), origin, array.shape[0], array.size // max(1, array.shape[0]), produce)
+
+
+def stacked(bindings: Sequence[Binding], names: Sequence[str]) -> Binding:
+    """Several weights as one, their rows one below the other; `names` are the names of the new operands.
+
+    The operands must agree in everything but the number of rows.
+    """
+    ends = list(np.cumsum([binding.rows for binding in bindings]))
+    rows = int(ends[-1])
+
+    def produce(start: int, stop: int) -> Sequence[Array]:
+        pieces = []
+        for binding, end in zip(bindings, ends, strict=True):
+            first = end - binding.rows
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                pieces.append(binding.produce(int(low - first), int(high - first)))
+        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+    first = bindings[0]
+    operands = tuple(
+        Operand(name, operand.dtype, (rows, *operand.shape[1:]))
+        for name, operand in zip(names, first.operands, strict=True)
+    )
+    sources = tuple(source for binding in bindings for source in binding.sources)
+    return Binding(operands, sources, first.packing, rows, first.row_cost, produce)

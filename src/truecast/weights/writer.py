@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
-from truecast.artifact import WeightInfo
+from truecast.artifact import HASH_CHUNK_BYTES, WeightInfo
 from truecast.errors import InputError
 from truecast.weights.binding import Binding, Operand
 
@@ -123,21 +124,29 @@ def _run(pool: ThreadPoolExecutor, jobs: Iterator[Job], at_once: int) -> Iterato
 
 
 def _accounts(path: Path, bindings: Sequence[Binding], places: Sequence[list[Placed]]) -> list[WeightInfo]:
-    accounts = []
-    data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
-    for binding, row in zip(bindings, places, strict=True):
-        digest = hashlib.sha256()
-        for place in row:
-            digest.update(data[place.offset : place.offset + place.operand.nbytes])
-        accounts.append(
+    with path.open("rb") as file:
+        return [
             WeightInfo(
                 initializers=[place.operand.name for place in row],
                 sources=list(binding.sources),
                 packing=binding.packing,
-                sha256=digest.hexdigest(),
+                sha256=_digest(file, row),
             )
-        )
-    return accounts
+            for binding, row in zip(bindings, places, strict=True)
+        ]
+
+
+def _digest(file: BinaryIO, places: Sequence[Placed]) -> str:
+    """SHA-256 over the bytes of some operands, read piece by piece: a map of the file would count as memory."""
+    digest = hashlib.sha256()
+    for place in places:
+        file.seek(place.offset)
+        rest = place.operand.nbytes
+        while rest:
+            piece = file.read(min(rest, HASH_CHUNK_BYTES))
+            digest.update(piece)
+            rest -= len(piece)
+    return digest.hexdigest()
 
 
 def attach(model: ir.Model, bindings: Sequence[Binding], data_name: str, folder: Path) -> None:

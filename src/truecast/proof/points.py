@@ -1,0 +1,237 @@
+"""The points of the proof's grid: what is fed to the graph and to the author's model.
+
+| group | batch | new tokens | past | mask |
+|---|---|---|---|---|
+| grid | 1, 2, 3 | 1, 2, 17, 64 | 0, 1, 11 | all ones |
+| padding | 3 | 17, then one by one | – | left, right, holes, all in one batch; a hole inside a past |
+| window | 1 and 2 | window + 5 | up to the window | all ones; one row padded |
+| threshold | 1 | threshold + 5 | up to the threshold | all ones |
+| text | 3 | 64, then one by one | – | all ones; real text where the artifact can tokenize |
+
+Left out, and said so in the notes: several new tokens after a past for more than one row where the graph's attention
+operator refuses it; masks that the padding contract excludes; windows and thresholds beyond `LONGEST` positions or dearer
+than `DEAREST`; points longer than the context. Long points compare the last `LAST` positions of a run, not all of them:
+their purpose is what lies at their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from truecast.proof.operators import Array
+
+BATCHES, NEWS, PASTS = (1, 2, 3), (1, 2, 17, 64), (0, 1, 11)
+BEYOND = 5
+"""Positions past a window or a threshold."""
+LONGEST = 4096 + BEYOND
+"""The longest point, in positions."""
+DEAREST = 5e12
+"""Most multiply-adds one long point may take in one model: about a minute on two cores."""
+LAST = 16
+SEED = 20_240_717
+"""Of the tokens; the trace saw zeros."""
+ALL = 0
+TEXT_NEW, TEXT_STEPS = 64, 8
+
+
+@dataclass(frozen=True)
+class Point:
+    """One sequence of runs over one cache.
+
+    `tokens` and `mask` [batch, total] are what the author's model is given; the runs take `pieces` positions each, in
+    order. Each compares its last `keep` positions (ALL: every one), the first `settling` ones only their last.
+    """
+
+    name: str
+    tokens: Array
+    mask: Array
+    pieces: tuple[int, ...]
+    keep: int = ALL
+    settling: int = 0
+    text: bool = False
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return len(self.tokens)
+
+    def runs(self) -> Iterator[Run]:
+        """The runs in order."""
+        end = 0
+        for index, new in enumerate(self.pieces):
+            start, end = end, end + new
+            yield Run(start, end, 1 if index < self.settling else self.keep)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Positions [start, end) of a point; `keep` of them are compared (ALL: every one)."""
+
+    start: int
+    end: int
+    keep: int
+
+    @property
+    def kept(self) -> slice:
+        """The positions compared, as a slice of the point's."""
+        return slice(self.start if self.keep == ALL else max(self.start, self.end - self.keep), self.end)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What decides which points there are.
+
+    `padding` is the graph's contract. `many_after_past`: whether several rows may have several new tokens after a past.
+    `context` is None when nothing limits the length. `weights` counts the model's, without embeddings. `heads` counts
+    query heads, for the memory of the author's attention scores.
+    """
+
+    padding: str
+    many_after_past: bool
+    vocabulary: int
+    context: int | None
+    windows: tuple[int, ...]
+    thresholds: tuple[int, ...]
+    weights: int
+    heads: int
+    text: tuple[int, ...] = ()
+
+
+SCORES_BYTES = 1 << 30
+"""Most bytes of one layer's attention scores in the author's code."""
+
+
+def grid(limits: Limits) -> tuple[list[Point], list[str]]:
+    """The points, short before long, and a note for everything left out."""
+    makers = (_plain, _padded, _windows, _thresholds, _text)
+    notes: list[str] = []
+    points = [point for make in makers for point in make(limits, notes)]
+    context = limits.context
+    fitting = [p for p in points if context is None or p.tokens.shape[1] <= context]
+    if len(fitting) < len(points):
+        notes.append(f"{len(points) - len(fitting)} points are longer than the context of {context} and were left out.")
+    return fitting, notes
+
+
+def _tokens(limits: Limits, batch: int, total: int) -> Array:
+    numbers = np.random.default_rng(SEED + 1000 * batch + total)
+    return numbers.integers(0, limits.vocabulary, (batch, total), dtype=np.int64)
+
+
+def _ones(
+    name: str, limits: Limits, batch: int, pieces: tuple[int, ...], keep: int = ALL, settling: int = 0
+) -> Point:
+    total = sum(pieces)
+    return Point(name, _tokens(limits, batch, total), np.ones((batch, total), np.int64), pieces, keep, settling)
+
+
+def _plain(limits: Limits, notes: list[str]) -> Iterator[Point]:
+    for past, batch, new in product(PASTS, BATCHES, NEWS):
+        if batch > 1 and new > 1 and past and not limits.many_after_past:
+            continue
+        pieces = (past, new) if past else (new,)
+        yield _ones(f"batch {batch}, new {new}, past {past}", limits, batch, pieces, settling=int(past > 0))
+    if not limits.many_after_past:
+        notes.append("Several new tokens after a past were proven for one row: the attention operator takes no more.")
+
+
+def _padded(limits: Limits, notes: list[str]) -> Iterator[Point]:
+    lengths, total, steps = np.array([17, 9, 2]), 17, 3
+    ones = np.ones((3, total + steps), np.int64)
+    tokens = _tokens(limits, 3, total + steps)
+    column = np.arange(total + steps)
+    right = ones.copy()
+    right[:, :total] = column[:total] < lengths[:, None]
+    pieces = (total, *(1,) * steps)
+    yield Point("right padding", tokens, right, pieces)
+    if limits.padding == "right":
+        notes.append("Masks with padding in front or with holes are outside the padding contract and were not proven.")
+        return
+    left = (column >= total - lengths[:, None]).astype(np.int64)
+    yield Point("left padding", tokens, left, pieces)
+    holes = ones.copy()
+    holes[0, [0, 3, 4, 9]] = holes[1, [1, 2, 8, 15]] = holes[2, [5, 6, 7, 12]] = 0
+    yield Point("holes", tokens, holes, pieces)
+    mixed = np.stack([left[1], right[1], holes[2]])
+    yield Point("left, right and holes in one batch", tokens, mixed, pieces)
+    inside = ones[:1].copy()
+    inside[0, [0, 2, 8]] = 0
+    yield Point("holes in a past, then 9 new", tokens[:1], inside, (11, 9))
+
+
+def _affordable(limits: Limits, total: int, what: str, notes: list[str]) -> bool:
+    cost, scores = 2.0 * total * limits.weights, 4.0 * limits.heads * total * total
+    if total <= LONGEST and cost <= DEAREST and scores <= SCORES_BYTES:
+        return True
+    notes.append(f"{what} was not crossed: {total} positions are too many for this proof.")
+    return False
+
+
+def _windows(limits: Limits, notes: list[str]) -> Iterator[Point]:
+    for window in limits.windows:
+        total, name = window + BEYOND, f"window {window}"
+        if not _affordable(limits, total, f"The attention window of {window}", notes):
+            continue
+        yield _ones(f"{name} + {BEYOND} at once", limits, 1, (total,), LAST)
+        start = max(1, window - 2)
+        yield _ones(f"{name} crossed token by token", limits, 1, (start, *(1,) * (total - start)), LAST)
+        if start < window:
+            yield _ones(f"{name} crossed by several", limits, 1, (start, total - start), LAST)
+        if limits.padding == "any":
+            mask = np.ones((2, total), np.int64)
+            mask[1, :BEYOND] = 0
+            yield Point(f"{name}, a row padded", _tokens(limits, 2, total), mask, (total - 2, 1, 1), LAST)
+
+
+def _thresholds(limits: Limits, notes: list[str]) -> Iterator[Point]:
+    for threshold in limits.thresholds:
+        total, name = threshold + BEYOND, f"rotary threshold {threshold}"
+        if not _affordable(limits, total, f"The rotary threshold at {threshold}", notes):
+            continue
+        yield _ones(f"{name} + {BEYOND} at once", limits, 1, (total,), LAST)
+        yield _ones(f"{name} crossed token by token", limits, 1, (threshold - 2, *(1,) * (BEYOND + 2)), LAST)
+
+
+def _text(limits: Limits, notes: list[str]) -> Iterator[Point]:
+    new = TEXT_NEW if limits.context is None else min(TEXT_NEW, max(1, limits.context - TEXT_STEPS))
+    total = new + TEXT_STEPS
+    tokens = _tokens(limits, 3, total)
+    if len(limits.text) >= tokens.size:
+        tokens = np.array(limits.text[: tokens.size], np.int64).reshape(tokens.shape)
+    else:
+        notes.append("No real text could be tokenized; random tokens stand in for it.")
+    pieces = (new, *(1,) * TEXT_STEPS)
+    yield Point("text", tokens, np.ones_like(tokens), pieces, ALL, text=True)
+
+
+def config_windows(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The attention window that the configuration states, whether or not the model uses it."""
+    stated = config.get("sliding_window")
+    usable = isinstance(stated, int) and not isinstance(stated, bool) and stated > 1
+    return (stated,) if usable else ()
+
+
+def stretches(config: Mapping[str, Any]) -> bool:
+    """Whether positions beyond `max_position_embeddings` are meant to be used: a dynamic rotary embedding."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    entries = [rope, *(v for v in rope.values() if isinstance(v, Mapping))]
+    return any(entry.get("rope_type", entry.get("type")) == "dynamic" for entry in entries)
+
+
+def config_thresholds(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Lengths at which a rotary embedding changes its frequencies (dynamic and longrope; those of others are fixed)."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    entries = [rope, *(v for v in rope.values() if isinstance(v, Mapping))]
+    found = set()
+    for entry in entries:
+        kind = entry.get("rope_type", entry.get("type"))
+        if kind == "dynamic":
+            found.add(config.get("max_position_embeddings"))
+        if kind == "longrope":
+            found |= {entry.get("original_max_position_embeddings"), config.get("original_max_position_embeddings")}
+    return tuple(sorted(length for length in found if isinstance(length, int) and length > 2))

@@ -1,0 +1,87 @@
+"""The artifact's graph, run in the ways a proof needs: as shipped, with exact products, and as written.
+
+Exact products: ONNX Runtime multiplies quantized weights with int8 activations where a node's accuracy level allows it.
+For 4 bits a session key undoes that, for 8 bits only the attribute does, so the graph is changed in memory; its weights
+stay in the memory-mapped file. The proof does not trust either: int8 activations would fail its tight limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from truecast.artifact import GraphInfo
+from truecast.errors import InputError
+from truecast.proof.held import load_graph
+from truecast.runtime.decoder import Decoder
+from truecast.runtime.providers import LOAD_ERRORS, session_options
+
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+"""Where a graph given as bytes finds its data file."""
+SILENT = 4
+"""ONNX Runtime's log level that says nothing of errors: they are raised, and become a check."""
+EXECUTION_PROVIDER = "CPUExecutionProvider"
+
+Change = Callable[[ir.Model], None]
+
+RUN_ERRORS = (*LOAD_ERRORS, RuntimeError, InputError)
+"""What a run of a wrong graph raises: the session's own errors, and RuntimeError where inputs are bound."""
+
+
+def open_decoder(
+    folder: Path, info: GraphInfo, *, exact: bool = False, optimize: bool = True, threads: int | None = None
+) -> Decoder:
+    """A decoder of the artifact's graph, without the limit of the context (rotary thresholds lie beyond some).
+
+    Raises InputError when ONNX Runtime does not take the graph.
+    """
+    options = _options(exact, optimize, threads)
+    session = _session(folder, info.file, options, exact_products if exact else None)
+    return Decoder(session, info.model_copy(update={"context_length": None}))
+
+
+def session_of(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:
+    """A session of a changed copy of the artifact's graph, its weights taken from `folder`, with exact products."""
+    options = _options(True, optimize, None)
+    options.add_session_config_entry(FOLDER_KEY, str(folder.resolve()))
+    return _load(graph_bytes(model), options, "the changed graph")
+
+
+def _options(exact: bool, optimize: bool, threads: int | None) -> ort.SessionOptions:
+    options = session_options(threads, exact=exact)
+    options.log_severity_level = SILENT
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def exact_products(model: ir.Model) -> None:
+    """Makes every product of quantized weights take float activations."""
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            node.attributes.add(ir.AttrInt64("accuracy_level", 0))
+
+
+def graph_bytes(model: ir.Model) -> bytes:
+    """The graph as ONNX Runtime reads it; the weights stay in their file."""
+    return ir.to_proto(model).SerializeToString()
+
+
+def _session(folder: Path, file: str, options: ort.SessionOptions, change: Change | None) -> ort.InferenceSession:
+    if change is None:
+        return _load(str(folder / file), options, str(folder / file))
+    model = load_graph(folder, file)
+    change(model)
+    options.add_session_config_entry(FOLDER_KEY, str(folder.resolve()))
+    return _load(graph_bytes(model), options, str(folder / file))
+
+
+def _load(model: str | bytes, options: ort.SessionOptions, name: str) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(model, options, providers=[EXECUTION_PROVIDER], enable_fallback=0)
+    except LOAD_ERRORS as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"ONNX Runtime cannot load {name}: {reason}") from error

@@ -1,0 +1,76 @@
+"""From measured values to the checks of a certificate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from truecast.artifact import Check
+
+DIGITS = 4
+"""Significant digits of a measured value in the certificate."""
+
+
+def check(
+    tier: str,
+    name: str,
+    measured: float | None,
+    limit: float | None,
+    unit: str = "",
+    detail: str = "",
+    *,
+    at_least: bool = False,
+) -> Check:
+    """A check that passes when `measured` is at most `limit` (`at_least`: at least); never for NaN or infinity."""
+    finite = measured is not None and math.isfinite(measured)
+    within = finite and limit is not None and measured is not None
+    passed = bool(within and (measured >= limit if at_least else measured <= limit))  # type: ignore[operator]
+    return Check(
+        tier=tier,
+        name=name,
+        passed=passed,
+        measured=rounded(measured) if finite else None,
+        limit=rounded(limit),
+        unit=unit,
+        detail=detail,
+    )
+
+
+def broken(tier: str, name: str, detail: str) -> Check:
+    """A check that could not be measured because something does not work at all."""
+    return Check(tier=tier, name=name, passed=False, detail=detail)
+
+
+def counted(tier: str, name: str, faults: list[str], unit: str, detail: str = "") -> Check:
+    """A check that passes when there are no faults; the first few are named."""
+    named = "; ".join(faults[:NAMED_AT_MOST]) + (f" and {len(faults) - NAMED_AT_MOST} more" if len(faults) > NAMED_AT_MOST else "")
+    return check(tier, name, float(len(faults)), 0.0, unit, named or detail)
+
+
+NAMED_AT_MOST = 5
+"""How many faults one check names."""
+
+
+def rounded(value: float | None) -> float | None:
+    """`value` with DIGITS significant digits, so that a certificate does not change with the last bits of a sum."""
+    return None if value is None else float(f"{value:.{DIGITS - 1}e}")
+
+
+@dataclass
+class Worst:
+    """The worst of many measured values, each with its own limit, by how much of its limit it takes."""
+
+    value: float = 0.0
+    limit: float = math.inf
+    where: str = ""
+    count: int = 0
+    _share: float = field(default=-1.0, repr=False)
+
+    def add(self, value: float, limit: float, where: str) -> None:
+        """Takes in one value; a NaN is worse than every number."""
+        self.count += 1
+        share = value / limit if limit else (0.0 if value == 0 else math.inf)
+        if math.isnan(share):
+            share = math.inf
+        if share > self._share:
+            self.value, self.limit, self.where, self._share = value, limit, where, share
