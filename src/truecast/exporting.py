@@ -36,15 +36,17 @@ from truecast.artifact import (
     write_manifest,
 )
 from truecast.checkpoint import Checkpoint, open_checkpoint, require_float
+from truecast.checkpoint.model import Array
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
+from truecast.dialects.ort.fuse import fuse_rotary, pack_heads
 from truecast.errors import InputError, ProofError
-from truecast.targets import Target, find_target
+from truecast.targets import Padding, Target, find_target
 from truecast.trace.decoder import Trace, trace_decoder
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical
 from truecast.trace.skeleton import load_config
-from truecast.weights.binding import Binding
+from truecast.weights.binding import array_binding
 from truecast.weights.packing import Packer, Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.sources import Sources
@@ -155,10 +157,10 @@ def _cast(checkpoint: Checkpoint, folder: Path, request: Request, report: Progre
     )
     report("trace", 1, 1)
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename)
-    bindings = _bind(trace, sources, request, target)
+    packer = _bind(trace, sources, request, target)
     ignored = sources.unused()
-    weights = write_weights(folder / DATA_NAME, bindings, lambda done, total: report("weights", done, total))
-    attach(trace.model, bindings, DATA_NAME, folder)
+    weights = write_weights(folder / DATA_NAME, packer.bindings, lambda done, total: report("weights", done, total))
+    attach(trace.model, packer.bindings, packer.aliases, DATA_NAME, folder)
     ir.save(trace.model, folder / GRAPH_NAME)
     manifest = _manifest(checkpoint, target, request, trace, weights, ignored)
     _side_files(checkpoint, target, manifest, folder)
@@ -166,18 +168,35 @@ def _cast(checkpoint: Checkpoint, folder: Path, request: Request, report: Progre
     return manifest.model_copy(update={"files": hashes})
 
 
-def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> list[Binding]:
+def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> Packer:
+    """Turns abstract operators into the target's, and binds every initializer."""
     model = trace.model
-    expand(model)
-    apply_interface(trace, target.single_logits)
     for name, buffer in trace.buffers.items():
         if name in model.graph.initializers:
             model.graph.initializers[name].const_value = ir.tensor(buffer.numpy(), name=name)
-    bindings = Packer(model, sources, request.packing(), trace.embedding, trace.head).pack()
+    tables: dict[str, Array] = {}
+    length = _context_length(sources.checkpoint)
+    if trace.padding == Padding.RIGHT and length:
+        tables = fuse_rotary(model, length)
+    expand(model)
+    RemoveUnusedNodesPass()(model)
+    apply_interface(trace, target.single_logits)
+    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head)
+    packer.bindings += [array_binding(name, table, ROTARY_TABLE) for name, table in tables.items()]
+    packer.pack()
+    pack_heads(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
     canonical(model)
-    return bindings
+    return packer
+
+
+ROTARY_TABLE = "rotary table of the model's own module"
+
+
+def _context_length(checkpoint: Checkpoint) -> int | None:
+    length = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
+    return int(length) if length else None
 
 
 def _manifest(
@@ -213,7 +232,6 @@ def _manifest(
 def _graph_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
     graph = trace.model.graph
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
-    config = checkpoint.config
     vocabulary = graph.outputs[0].shape
     return GraphInfo(
         padding=trace.padding,
@@ -226,7 +244,7 @@ def _graph_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
             in_place=trace.in_place,
             dtype=_tensor_info(graph.outputs[1]).dtype,
         ),
-        context_length=config.get("max_position_embeddings") or config.get("n_positions"),
+        context_length=_context_length(checkpoint),
         vocab_size=None if vocabulary is None else int(vocabulary[-1]),  # type: ignore[arg-type]
         eos_token_ids=_eos(checkpoint),
         lowered=dict(sorted(trace.lowered.items())),

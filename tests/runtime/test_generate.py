@@ -138,6 +138,14 @@ def test_sampling_repeats_with_a_seed(open_decoder: OpenDecoder) -> None:
     assert rows(decoder, PROMPTS, options) != rows(decoder, PROMPTS, other)
 
 
+@pytest.mark.parametrize("padding", ["any", "right"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_every_kind_of_graph_draws_the_same_tokens(open_decoder: OpenDecoder, padding: str, in_place: bool) -> None:
+    options = GenerationOptions(NEW, Sampling(1.0, 20, 0.95, seed=4))
+    expected = rows(open_decoder(), PROMPTS, options)
+    assert rows(open_decoder(padding, in_place), PROMPTS, options) == expected
+
+
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [

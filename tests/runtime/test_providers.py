@@ -139,6 +139,12 @@ def test_a_session_that_is_not_what_was_asked_for_is_an_error(
         open_session(model, threads=1)
 
 
+def test_no_memory_is_kept_for_later(model: Path) -> None:
+    options = open_session(model).get_session_options()
+    assert not options.enable_cpu_mem_arena
+    assert not options.enable_mem_pattern
+
+
 def test_the_optimized_graph_and_a_profile_can_be_had(model: Path, tmp_path: Path) -> None:
     saved = tmp_path / "optimized.onnx"
     session = open_session(model, threads=1, optimized_model=saved, profile=tmp_path / "profile")

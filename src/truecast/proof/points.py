@@ -36,7 +36,7 @@ LAST = 16
 SEED = 20_240_717
 """Of the tokens; the trace saw zeros."""
 ALL = 0
-TEXT_NEW, TEXT_STEPS = 64, 8
+TEXT_ROWS, TEXT_NEW, TEXT_STEPS = 3, 64, 8
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Limits:
     thresholds: tuple[int, ...]
     weights: int
     heads: int
-    text: tuple[int, ...] = ()
+    texts: tuple[tuple[int, ...], ...] = ()
 
 
 SCORES_BYTES = 1 << 30
@@ -200,9 +200,9 @@ def _thresholds(limits: Limits, notes: list[str]) -> Iterator[Point]:
 def _text(limits: Limits, notes: list[str]) -> Iterator[Point]:
     new = TEXT_NEW if limits.context is None else min(TEXT_NEW, max(1, limits.context - TEXT_STEPS))
     total = new + TEXT_STEPS
-    tokens = _tokens(limits, 3, total)
-    if len(limits.text) >= tokens.size:
-        tokens = np.array(limits.text[: tokens.size], np.int64).reshape(tokens.shape)
+    tokens = _tokens(limits, TEXT_ROWS, total)
+    if limits.texts and min(map(len, limits.texts)) >= total:
+        tokens = np.array([text[:total] for text in limits.texts], np.int64)
     else:
         notes.append("No real text could be tokenized; random tokens stand in for it.")
     pieces = (new, *(1,) * TEXT_STEPS)

@@ -21,49 +21,49 @@ PROMPTS = (
 )
 """Starts of texts of unequal length: prose, code, sums, another language."""
 
-TEXT = """A lighthouse keeper counts the waves at night. She writes each number down in a blue book, and in the morning
-she tears the page out and folds it into a boat. Nobody has ever asked her why. When the ferry comes, twice a week, the
-captain waves and she waves back; they have never spoken, although each knows the other's dog by name.
-
-Bread needs four things: flour, water, salt and time. Mix them, wait an hour, fold the dough, and wait again. If the
-kitchen is cold, wait longer. Bake at 230 degrees for 35 minutes, until the crust sounds hollow when you knock on it.
+TEXTS = (
+    """A lighthouse keeper counts the waves at night. She writes each number down in a blue book, and in the morning she
+tears the page out and folds it into a boat. Nobody has ever asked her why. When the ferry comes, twice a week, the
+captain waves and she waves back; they have never spoken, although each knows the other's dog by name. "If it rains,"
+she said once, "we shall stay at home and play chess; if it does not, we shall walk to the old bridge." It did rain.""",
+    """Bread needs four things: flour, water, salt and time. Mix them, wait an hour, fold the dough, and wait again. If
+the kitchen is cold, wait longer. Bake at 230 degrees for 35 minutes, until the crust sounds hollow.
 
 def mean(values):
     total = 0.0
     for value in values:
         total += value
     return total / len(values)
-
-The train from Lisbon to Porto takes about three hours. In 1856 the first line was opened; today more than 120 million
-people travel on it every year. Tickets cost between 15 and 40 euros, depending on the day. Le train part à huit heures
-et arrive avant midi. Der Zug ist meistens pünktlich, aber nicht immer.
-
-"If it rains," she said, "we shall stay at home and play chess; if it does not, we shall walk to the old bridge and look
-for herons." It did rain. They played three games, of which he won one, and at six o'clock the sun came out after all.
-"""
-"""About 330 tokens for the tokenizers of today."""
+""",
+    """The train from Lisbon to Porto takes about three hours. In 1856 the first line was opened; today more than 120
+million people travel on it every year. Tickets cost between 15 and 40 euros, depending on the day. Le train part à huit
+heures et arrive avant midi. Der Zug ist meistens pünktlich, aber nicht immer. Most travellers read, sleep or look at
+the sea; a few of them talk to each other, and now and then somebody plays the guitar until the conductor comes.""",
+)
+"""One text for each row of the text points: prose, a recipe and code, facts in three languages."""
 
 SEED = 20_240_811
 SHORTEST, LONGEST = 3, 17
 """Lengths of random prompts, in tokens."""
 
 
-def text_tokens(folder: Path, vocabulary: int) -> tuple[int, ...]:
-    """`TEXT` by the artifact's tokenizer, or nothing when it has none that fits its vocabulary."""
-    return tuple(_encoded(folder, vocabulary, (TEXT,))[0]) if _usable(folder, vocabulary) else ()
+def text_tokens(folder: Path, vocabulary: int) -> tuple[tuple[int, ...], ...]:
+    """`TEXTS` by the artifact's tokenizer, or nothing when it has none that fits its vocabulary.
+
+    Each begins as the tokenizer begins a text: without that token some models are not themselves.
+    """
+    rows = _encoded(folder, vocabulary, TEXTS)
+    return tuple(tuple(row) for row in rows) if all(rows) else ()
 
 
 def prompt_tokens(folder: Path, vocabulary: int) -> tuple[list[list[int]], bool]:
     """Token ids of the prompts, and whether they are real text; otherwise random ones of unequal lengths."""
-    if _usable(folder, vocabulary):
-        return _encoded(folder, vocabulary, PROMPTS), True
+    rows = _encoded(folder, vocabulary, PROMPTS)
+    if all(rows):
+        return rows, True
     numbers = np.random.default_rng(SEED)
     lengths = numbers.permutation(np.linspace(SHORTEST, LONGEST, len(PROMPTS)).astype(int))
     return [numbers.integers(0, vocabulary, length).tolist() for length in lengths], False
-
-
-def _usable(folder: Path, vocabulary: int) -> bool:
-    return all(_encoded(folder, vocabulary, (*PROMPTS, TEXT)))
 
 
 def _encoded(folder: Path, vocabulary: int, texts: tuple[str, ...]) -> list[list[int]]:

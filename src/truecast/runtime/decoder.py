@@ -6,6 +6,7 @@ Runtime's own output. Generation uses the leaner `loop` from the second token on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from truecast.artifact import GraphInfo, read_manifest
 from truecast.errors import InputError
 from truecast.runtime.cache import ConcatenatedCache, KeyValueCache, SharedCache, cache_tensors
-from truecast.runtime.providers import open_session
+from truecast.runtime.providers import NOTHING, open_session
 
 KEEP_NAME = "num_logits_to_keep"
 Ids = NDArray[np.int64]
@@ -34,16 +35,22 @@ class Decoder:
 
     @classmethod
     def open(
-        cls, folder: Path | str, provider: str = "cpu", threads: int | None = None, *, exact: bool = False
+        cls,
+        folder: Path | str,
+        provider: str = "cpu",
+        threads: int | None = None,
+        *,
+        exact: bool = False,
+        entries: Mapping[str, str] = NOTHING,
     ) -> Self:
-        """Opens the artifact in `folder`; `exact` switches int8 activations off. Raises InputError."""
+        """Opens the artifact in `folder`; see `open_session` for the other arguments. Raises InputError."""
         folder = Path(folder)
         info = read_manifest(folder).graph
         if provider.lower() != "cpu":
             raise InputError(f"Decoding on {provider} is not possible yet, its cache lives in main memory; use cpu.")
         if info.cache is None:
             raise InputError(f"{folder} holds no decoder (no key/value cache); export a language model instead.")
-        return cls(open_session(folder / info.file, provider, threads, exact=exact), info)
+        return cls(open_session(folder / info.file, provider, threads, exact=exact, entries=entries), info)
 
     @property
     def in_place(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Self, overload
 
 from truecast.runtime.decoder import Decoder
 from truecast.runtime.generate import DEFAULT_MAX_NEW_TOKENS, Finish, GenerationOptions, Step, generate
+from truecast.runtime.providers import NOTHING
 from truecast.runtime.sampling import Sampling
 from truecast.runtime.text import TextCodec, TextStream
 
@@ -61,11 +62,17 @@ class TextModel:
 
     @classmethod
     def open(
-        cls, folder: Path | str, provider: str = "cpu", threads: int | None = None, *, exact: bool = False
+        cls,
+        folder: Path | str,
+        provider: str = "cpu",
+        threads: int | None = None,
+        *,
+        exact: bool = False,
+        entries: Mapping[str, str] = NOTHING,
     ) -> Self:
         """Opens the artifact in `folder`; see `Decoder.open` and `TextCodec.open`. Raises InputError."""
         codec = TextCodec.open(folder)
-        return cls(Decoder.open(folder, provider, threads, exact=exact), codec)
+        return cls(Decoder.open(folder, provider, threads, exact=exact, entries=entries), codec)
 
     @overload
     def generate(

@@ -50,6 +50,18 @@ KNOWN_KEYS = frozenset(
 """Session keys that ONNX Runtime 1.31 knows, of those that make sense here (a test looks each up in its library)."""
 
 
+LOAD_ERRORS = (
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NoSuchFile,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
+)
+"""What ONNX Runtime raises for a graph that it refuses (its exceptions share no base of their own)."""
+
+
 @dataclass(frozen=True)
 class Provider:
     """One execution provider: the user's name, ONNX Runtime's name, and the wheel that brings it."""
@@ -134,10 +146,16 @@ def open_session(
 def session_options(
     threads: int | None = None, *, exact: bool = False, entries: Mapping[str, str] = NOTHING
 ) -> ort.SessionOptions:
-    """Options with checked keys and an explicit number of threads."""
+    """Options with checked keys, an explicit number of threads, and no memory kept for later.
+
+    The arena never gives back what a long prompt took, and memory patterns are kept for every length of the mask that
+    was ever seen. Without both the 0.5 B shape holds 593 MB instead of 665 behind a prompt of 1500 tokens, at a speed
+    that does not differ measurably.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = ERROR_SEVERITY
     options.intra_op_num_threads = _checked_threads(threads)
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     for key, value in (({EXACT_KEY: "1"} if exact else {}) | dict(entries)).items():
         if key not in KNOWN_KEYS:
             near = get_close_matches(key, KNOWN_KEYS, n=1)
@@ -167,17 +185,6 @@ def _load(model: Path, options: ort.SessionOptions, provider: Provider) -> ort.I
     except LOAD_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"ONNX Runtime cannot load {model} on {provider.name}: {reason}; export it again.") from error
-
-
-LOAD_ERRORS = (
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.InvalidProtobuf,
-    ort_state.NoSuchFile,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-)
 
 
 def _read_back(session: ort.InferenceSession, options: ort.SessionOptions, provider: Provider) -> None:

@@ -31,7 +31,7 @@ class Sampling:
 
     `temperature` 0 takes the likeliest token and ignores the rest. `top_k` 0 and `top_p` 1 switch those filters off;
     they apply in the order of transformers: temperature, top-k, then top-p within what top-k left. With a `seed` the
-    choices repeat, and do not depend on the other rows of a batch.
+    choices repeat; those of a row depend on its number but not on the other rows.
     """
 
     temperature: float = 0.0
@@ -52,11 +52,14 @@ class Sampling:
 
 
 class Sampler:
-    """Draws one token per row and step; holds the random state of every row."""
+    """Draws one token per row and step; holds the random state of every row.
 
-    def __init__(self, sampling: Sampling, rows: int) -> None:
+    `first` is the number of the first row: each row has a state of its own, by its number.
+    """
+
+    def __init__(self, sampling: Sampling, rows: int, first: int = 0) -> None:
         self.sampling = sampling
-        seeds = np.random.SeedSequence(sampling.seed).spawn(rows)
+        seeds = np.random.SeedSequence(sampling.seed).spawn(first + rows)[first:]
         self._random = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
 
     def choose(self, logits: Floats) -> list[int]:

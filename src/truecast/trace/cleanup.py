@@ -183,10 +183,50 @@ def transpose_after_norm(node: ir.Node, graph: ir.Graph) -> bool:
     return True
 
 
+def split_to_sequence(node: ir.Node, graph: ir.Graph) -> bool:
+    """A sequence of parts that are taken out again at constant places is a Split."""
+    if node.op_type != "SplitToSequence":
+        return False
+    sizes = _part_sizes(node)
+    takers = [use.node for use in node.outputs[0].uses()]
+    if sizes is None or any(taker.op_type != "SequenceAt" for taker in takers):
+        return False
+    places = [constant_of(taker.inputs[1]) for taker in takers]
+    if any(place is None for place in places):
+        return False
+    parts = [ir.Value() for _ in sizes]
+    axis = node.attributes["axis"].as_int()
+    split = ir.node("Split", [node.inputs[0], constant(graph, node, np.array(sizes, np.int64))], {"axis": axis}, outputs=parts)
+    graph.insert_before(node, split)
+    for taker, place in zip(takers, places, strict=True):
+        assert place is not None
+        part, result = parts[int(place)], taker.outputs[0]
+        part.shape, part.type = result.shape, result.type
+        replace(result, part)
+        graph.remove(taker, safe=True)
+    graph.remove(node, safe=True)
+    return True
+
+
+def _part_sizes(node: ir.Node) -> list[int] | None:
+    """The lengths of the parts along the split axis, where they are constant."""
+    sizes, shape = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None, dims(node.inputs[0])
+    if sizes is None or shape is None or node.attributes["keepdims"].as_int() != 1:
+        return None
+    if sizes.ndim == 1:
+        return [int(size) for size in sizes]
+    whole, part = shape[node.attributes["axis"].as_int()], int(sizes)
+    if not isinstance(whole, int):
+        return None
+    rest = whole % part
+    return [part] * (whole // part) + ([rest] if rest else [])
+
+
 RULES: Sequence[Rule] = (
     no_op,
     reshape_of_reshape,
     constant_reshape,
     transpose_of_transpose,
     transpose_after_norm,
+    split_to_sequence,
 )

@@ -7,6 +7,7 @@ Attention that the dialect's operator cannot do is traced in the author's own fo
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -123,7 +124,8 @@ def trace_decoder(
         if (lowered and "attention" in reasons) or (once and "layers" in reasons):
             continue
         try:
-            return _trace(model, shapes, dialect, padding, lowered, once, reasons)
+            with _quiet():
+                return _trace(model, shapes, dialect, padding, lowered, once, reasons)
         except UnlikeLayersError as reason:
             reasons["layers"] = str(reason)
         except LeafMismatch as reason:
@@ -136,6 +138,17 @@ def trace_decoder(
     raise InputError(f"{config.model_type!r} cannot be traced: {'; '.join(reasons.values())}.")
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch from logging the errors that we catch and put into words."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -145,10 +158,17 @@ def _cache_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[int,
     layers = config.get_text_config().num_hidden_layers
     cache = RecordingCache(layers)
     ids = torch.zeros(2, 3, dtype=torch.long)
-    with torch.no_grad():
-        model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=ids, past_key_values=cache, use_cache=True
-        )
+    try:
+        with torch.no_grad(), _quiet():
+            model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                position_ids=ids,
+                past_key_values=cache,
+                use_cache=True,
+            )
+    except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"{config.model_type!r} cannot be traced as a decoder: {_one_line(error)}.") from error
     if not cache.shapes:
         raise InputError(f"{config.model_type!r} keeps no key/value cache; it cannot be cast as a decoder yet.")
     return dict(sorted(cache.shapes.items()))

@@ -32,6 +32,15 @@ class Operand:
 
 
 @dataclass(frozen=True)
+class Alias:
+    """A second initializer over the bytes of an operand, in another shape: two operators share one table that way."""
+
+    name: str
+    operand: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Binding:
     """One weight of the graph: made row by row from tensors of the checkpoint, never held as a whole.
 

@@ -8,7 +8,7 @@ other initializer of the graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from truecast.checkpoint.model import Array, StoredTensor
 from truecast.dialects.expand import CONTRIB, NodeWriter
-from truecast.weights.binding import Binding, Operand
+from truecast.weights.binding import Alias, Binding, Operand, stacked
 from truecast.weights.quantize import blocks_per_row, quantize_rows
 from truecast.weights.sources import Sources, finite_rows
 
@@ -47,6 +47,7 @@ class Packer:
     embedding: str
     head: str
     bindings: list[Binding] = field(default_factory=list)
+    aliases: list[Alias] = field(default_factory=list)
     _shared: dict[str, list[ir.Value]] = field(default_factory=dict)
 
     def pack(self) -> list[Binding]:
@@ -56,9 +57,14 @@ class Packer:
         tied = self._tied()
         for node in embeddings:
             self._embedding(node, tied)
+        if self.precision.bits is not None:
+            for group in _siblings(linears):
+                self._block_siblings(group)
         for node in linears:
-            self._linear(node, tied)
+            if node.graph is not None:
+                self._linear(node, tied)
         bound = {operand.name for binding in self.bindings for operand in binding.operands}
+        bound |= {alias.name for alias in self.aliases}
         for name, value in self.model.graph.initializers.items():
             if name not in bound and value.const_value is None:
                 self._dense(name, value)
@@ -100,25 +106,53 @@ class Packer:
             self._add(dense_binding(name, self.sources[name], self.precision.dtype))
         return self.model.graph.initializers[name]
 
+    def _block_siblings(self, nodes: Sequence[ir.Node]) -> None:
+        """Products of one input as one product: queries, keys and values; its result is split again."""
+        weights = [node.attributes["weight"].as_string() for node in nodes]
+        sizes = [node.attributes["N"].as_int() for node in nodes]
+        name = "+".join([_site(weights[0]), *(_site(w).rpartition(".")[2] for w in weights[1:])])
+        parts = [block_binding(w, self.sources[w], self.precision, transposed=False) for w in weights]
+        operands = self._add(stacked(parts, [f"{name}.codes", f"{name}.scales"]))
+        bias = None
+        if names := [b for node in nodes if (b := node.attributes["bias"].as_string())]:
+            vectors = [dense_binding(b, self.sources[b], self.precision.dtype) for b in names]
+            bias = self._add(stacked(vectors, [f"{name}.bias"]))[0]
+        write = NodeWriter(nodes[0])
+        product = self._product(write, nodes[0], operands, bias, sum(sizes), name)
+        splits = write.ops("Split", [product, write.ints(*sizes)], [_site(w) for w in weights], {"axis": -1})
+        for node, result in zip(nodes, splits, strict=True):
+            finish(node, result)
+
+    def _product(
+        self,
+        write: NodeWriter,
+        node: ir.Node,
+        operands: Sequence[ir.Value],
+        bias: ir.Value | None,
+        outputs: int,
+        name: str,
+    ) -> ir.Value:
+        assert self.precision.bits is not None
+        attributes = {
+            "K": node.attributes["K"].as_int(),
+            "N": outputs,
+            "bits": self.precision.bits,
+            "block_size": self.precision.block,
+            "accuracy_level": self.precision.accuracy_level,
+        }
+        inputs: list[ir.Value | None] = [node.inputs[0], *operands]
+        if bias is not None:
+            inputs += [None, None, bias]
+        return write.op("MatMulNBits", inputs, attributes, domain=CONTRIB, name=name)
+
     def _block_linear(self, node: ir.Node, weight: str, share: bool) -> None:
-        write, precision = NodeWriter(node), self.precision
-        assert precision.bits is not None
         operands = self._shared.get(self.embedding) if share else None
         if operands is None:
             transposed = bool(node.attributes["transposed"].as_int())
-            binding = block_binding(weight, self.sources[weight], precision, transposed)
+            binding = block_binding(weight, self.sources[weight], self.precision, transposed)
             operands = self._add(binding)
-        attributes = {
-            "K": node.attributes["K"].as_int(),
-            "N": node.attributes["N"].as_int(),
-            "bits": precision.bits,
-            "block_size": precision.block,
-            "accuracy_level": precision.accuracy_level,
-        }
-        inputs: list[ir.Value | None] = [node.inputs[0], *operands]
-        if (bias := self._bias(node)) is not None:
-            inputs += [None, None, bias]
-        finish(node, write.op("MatMulNBits", inputs, attributes, domain=CONTRIB, name=_site(weight)))
+        outputs = node.attributes["N"].as_int()
+        finish(node, self._product(NodeWriter(node), node, operands, self._bias(node), outputs, _site(weight)))
 
     def _float_linear(self, node: ir.Node, weight: str, share: bool) -> None:
         write = NodeWriter(node)
@@ -142,22 +176,31 @@ class Packer:
         weight, width = node.attributes["weight"].as_string(), node.attributes["H"].as_int()
         is_tokens = weight == self.embedding
         if self.precision.bits is not None and is_tokens and width % self.precision.block == 0:
-            self._block_embedding(node, weight, width)
+            self._block_embedding(node, weight, tied)
         else:
             self._float_embedding(node, weight)
 
-    def _block_embedding(self, node: ir.Node, weight: str, width: int) -> None:
+    def _block_embedding(self, node: ir.Node, weight: str, tied: bool) -> None:
         write, precision = NodeWriter(node), self.precision
         assert precision.bits is not None
-        operands = self._shared.get(weight)
-        if operands is None:
-            operands = self._add(block_binding(weight, self.sources[weight], precision, transposed=False))
-            self._shared[weight] = operands
-        codes, scales = operands
-        table = write.op("Reshape", [codes, write.ints(0, -1)])
+        binding = block_binding(weight, self.sources[weight], precision, transposed=False)
+        if tied:  # the head wants the codes in blocks, the lookup in rows: one table, two shapes
+            self._shared[weight] = self._add(binding)
+            scales = self._shared[weight][1]
+            table = self._alias(binding.operands[0], f"{weight}.rows")
+        else:
+            table, scales = self._add(in_rows(binding))
         attributes = {"bits": precision.bits, "block_size": precision.block, "gather_axis": 0, "quantize_axis": 1}
         inputs = [table, node.inputs[0], scales]
         finish(node, write.op("GatherBlockQuantized", inputs, attributes, domain=CONTRIB, name=_site(weight)))
+
+    def _alias(self, operand: Operand, name: str) -> ir.Value:
+        """The bytes of an operand as a matrix of rows, under a name of its own."""
+        shape = _row_shape(operand)
+        alias = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(operand.dtype))
+        self.model.graph.initializers.add(alias)
+        self.aliases.append(Alias(name, operand.name, shape))
+        return alias
 
     def _float_embedding(self, node: ir.Node, weight: str) -> None:
         if weight not in self._shared:
@@ -168,6 +211,39 @@ class Packer:
     def _dense(self, name: str, value: ir.Value) -> None:
         dtype = value.dtype or self.precision.dtype
         self.bindings.append(dense_binding(name, self.sources[name], dtype))
+
+
+def _siblings(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Groups of linear leaves that feed one attention operator from one input, biased alike: worth one product."""
+    groups: dict[tuple[ir.Value | None, ir.Node], list[ir.Node]] = {}
+    for node in nodes:
+        reader = _attention_of(node)
+        if reader is not None and not node.attributes["transposed"].as_int():
+            groups.setdefault((node.inputs[0], reader), []).append(node)
+    return [
+        group
+        for group in groups.values()
+        if len(group) == 3 and len({bool(node.attributes["bias"].as_string()) for node in group}) == 1
+    ]
+
+
+def _attention_of(node: ir.Node) -> ir.Node | None:
+    """The attention operator that reads this leaf, directly or through a rotation, a norm or a reshape."""
+    value = node.outputs[0]
+    while True:
+        readers = [use.node for use in value.uses()]
+        if len(readers) != 1:
+            return None
+        reader = readers[0]
+        if reader.op_type == "GroupQueryAttention":
+            return reader
+        if reader.op_type not in PER_HEAD:
+            return None
+        value = reader.outputs[0]
+
+
+PER_HEAD = frozenset({"Rotary", "RotaryEmbedding", "SimplifiedLayerNormalization", "LayerNormalization", "Reshape"})
+"""Operators between a projection and attention that leave the heads where they are."""
 
 
 def _site(weight: str) -> str:
@@ -253,6 +329,16 @@ def block_binding(name: str, tensor: StoredTensor, precision: Precision, transpo
         row_cost=width,
         produce=produce,
     )
+
+
+def in_rows(binding: Binding) -> Binding:
+    """A block binding whose codes are a matrix of rows, as GatherBlockQuantized wants them."""
+    codes, scales = binding.operands
+    return replace(binding, operands=(replace(codes, shape=_row_shape(codes)), scales))
+
+
+def _row_shape(operand: Operand) -> tuple[int, int]:
+    return operand.shape[0], operand.nbytes // operand.shape[0]
 
 
 def _word(dtype: ir.DataType) -> str:

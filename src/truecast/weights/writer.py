@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from truecast.artifact import HASH_CHUNK_BYTES, WeightInfo
 from truecast.errors import InputError
-from truecast.weights.binding import Binding, Operand
+from truecast.weights.binding import Alias, Binding, Operand
 
 LARGE_BYTES = 1 << 20
 LARGE_ALIGNMENT = 64 << 10
@@ -149,17 +149,20 @@ def _digest(file: BinaryIO, places: Sequence[Placed]) -> str:
     return digest.hexdigest()
 
 
-def attach(model: ir.Model, bindings: Sequence[Binding], data_name: str, folder: Path) -> None:
-    """Makes every bound initializer refer to its place in the data file."""
-    for row in layout(bindings)[0]:
-        for place in row:
-            operand = place.operand
-            model.graph.initializers[operand.name].const_value = ir.ExternalTensor(
-                data_name,
-                place.offset,
-                operand.nbytes,
-                operand.dtype,
-                shape=ir.Shape(operand.shape),
-                name=operand.name,
-                base_dir=folder,
-            )
+def attach(
+    model: ir.Model, bindings: Sequence[Binding], aliases: Sequence[Alias], data_name: str, folder: Path
+) -> None:
+    """Makes every bound initializer, and every alias of one, refer to its place in the data file."""
+    placed = {place.operand.name: place for row in layout(bindings)[0] for place in row}
+    named = [(name, place, place.operand.shape) for name, place in placed.items()]
+    named += [(alias.name, placed[alias.operand], alias.shape) for alias in aliases]
+    for name, place, shape in named:
+        model.graph.initializers[name].const_value = ir.ExternalTensor(
+            data_name,
+            place.offset,
+            place.operand.nbytes,
+            place.operand.dtype,
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=folder,
+        )

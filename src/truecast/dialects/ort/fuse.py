@@ -131,3 +131,17 @@ def _absorb(node: ir.Node, rotation: _Rotation, values: tuple[ir.Value, ir.Value
     for source in rotated:
         if source is not None and source.graph is not None and not source.outputs[0].uses():
             source.graph.remove(source, safe=True)
+
+
+def pack_heads(model: ir.Model) -> None:
+    """Attention that reads the three parts of one split product reads the product itself."""
+    for node in list(model.graph):
+        if node.op_type != "GroupQueryAttention" or node.inputs[1] is None:
+            continue
+        sources = {value.producer() if value is not None else None for value in node.inputs[:3]}
+        split = sources.pop()
+        whole = not sources and split is not None and split.op_type == "Split"
+        if whole and split is not None and list(split.outputs) == list(node.inputs[:3]):
+            node.replace_input_with(0, split.inputs[0])
+            node.replace_input_with(1, None)
+            node.replace_input_with(2, None)

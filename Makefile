@@ -1,0 +1,78 @@
+# make demo         everything from nothing: install, fetch Gemma 3 270M, cast it to int4, prove it, run it
+# make test         install, then the tests
+# make lint         install, then ruff, mypy and the contracts of the layers
+# make conformance  write docs/conformance.md
+# make bench        write docs/benchmarks/ (see bench/README.md)
+# make lock         write requirements.lock from the newest versions that pyproject.toml allows
+# make clean        remove the environment and the caches; models/ and out/ stay
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: install demo test lint conformance bench lock clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH := torch==2.13.0
+ENVIRONMENT := .venv
+BIN := $(ENVIRONMENT)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+MODEL := models/gemma-3-270m-q4_k_m.gguf
+ARTIFACT := out/gemma-3-270m-int4
+PROMPT := The capital of France is
+PYTEST_OPTIONS ?=
+
+install: $(ENVIRONMENT)/installed
+
+# PyTorch first and alone: pip then takes the build that the index prefers, and nothing later replaces it.
+$(ENVIRONMENT)/torch: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "truecast needs Python 3.11 or newer, but $(PYTHON) is older; pass one with: make PYTHON=…" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make environments; on Debian install them with: apt-get install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(ENVIRONMENT)
+	$(PIP) install --constraint requirements.lock $(TORCH)
+	@touch $@
+
+$(ENVIRONMENT)/installed: $(ENVIRONMENT)/torch requirements.lock pyproject.toml
+	$(PIP) install --no-deps --requirement requirements.lock
+	$(PIP) install --no-deps --editable .
+	$(PIP) check
+	@touch $@
+
+$(MODEL): | $(ENVIRONMENT)/installed
+	$(BIN)/python scripts/fetch_demo_model.py $@
+
+demo: $(ENVIRONMENT)/installed $(MODEL)
+	$(BIN)/truecast inspect $(MODEL)
+	$(BIN)/truecast export $(MODEL) $(ARTIFACT) --precision int4 --force
+	$(BIN)/truecast verify $(ARTIFACT)
+	$(BIN)/truecast run $(ARTIFACT) "$(PROMPT)" --max-new-tokens 32
+	@echo "The artifact is in $(CURDIR)/$(ARTIFACT)"
+
+# The tests of the real model run where `make demo` has fetched it.
+test: $(ENVIRONMENT)/installed
+	TRUECAST_GEMMA_GGUF=$(abspath $(wildcard $(MODEL))) $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+lint: $(ENVIRONMENT)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+conformance: $(ENVIRONMENT)/installed
+	$(BIN)/python -m tests.conformance.report
+
+bench: $(ENVIRONMENT)/installed
+	$(BIN)/python bench/environments.py .bench/environments
+	$(BIN)/python bench/decoder.py
+
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install $(TORCH)
+	build/lock/bin/pip install --editable '.[dev,genai]'
+	{ grep '^#' requirements.lock; build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
+
+clean:
+	rm -rf $(ENVIRONMENT) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/*.egg-info

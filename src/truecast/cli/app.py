@@ -1,0 +1,116 @@
+"""The verbs. Each asks `truecast.api` for a result and hands it to `show`; imports wait until a verb runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from truecast import __version__
+from truecast.cli import options as given
+
+app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"truecast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def truecast(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Casts Hugging Face checkpoints to ONNX and proves that the result is still the same model."""
+
+
+@app.command()
+def inspect(source: given.SourcePath, as_json: given.AsJson = False) -> int:
+    """Says what a checkpoint is, how it is stored, what it can become and what that will cost."""
+    from truecast import api
+    from truecast.cli import show
+
+    return show.inspected(api.inspect(source), as_json)
+
+
+@app.command()
+def export(
+    source: given.SourcePath,
+    out: given.NewFolder,
+    target: given.Target = "onnxruntime",
+    precision: given.Precision = None,
+    provider: given.Provider = "cpu",
+    block_size: given.BlockSize = 32,
+    activations: given.Activations = "int8",
+    no_verify: given.NoVerify = False,
+    force: given.Force = False,
+    link_weights: given.LinkWeights = False,
+    trust_remote_code: given.TrustRemoteCode = False,
+    as_json: given.AsJson = False,
+) -> int:
+    """Casts the checkpoint SOURCE into the folder OUT and proves it."""
+    from truecast import api
+    from truecast.cli import choice, show
+    from truecast.cli.meter import Meter
+    from truecast.cli.progress import stages
+
+    chosen = choice.choose(source, precision, provider)
+    with Meter() as meter, stages(f"Casting {source} to {chosen}") as progress:
+        artifact = api.export(
+            source,
+            out,
+            target=target,
+            precision=chosen.precision,
+            provider=provider,
+            block_size=block_size,
+            activations=activations,
+            link_weights=link_weights,
+            verify=not no_verify,
+            force=force,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    return show.exported(artifact, chosen, meter, as_json)
+
+
+@app.command()
+def verify(out: given.ArtifactFolder, against: given.Against = None, as_json: given.AsJson = False) -> int:
+    """Proves the artifact in OUT again, against the checkpoint it was made from."""
+    from truecast import api
+    from truecast.cli import show
+    from truecast.cli.meter import Meter
+    from truecast.cli.progress import stages
+
+    with Meter() as meter, stages(f"Proving {out}") as progress:
+        certificate = api.open(out).verify(against, progress)
+    return show.verified(out, certificate, meter, as_json)
+
+
+@app.command()
+def run(
+    out: given.ArtifactFolder,
+    prompt: given.Prompt,
+    max_new_tokens: given.MaxNewTokens = 256,
+    temperature: given.Temperature = 0.0,
+    top_k: given.TopK = 0,
+    top_p: given.TopP = 1.0,
+    seed: given.Seed = None,
+    as_json: given.AsJson = False,
+) -> int:
+    """Continues PROMPT with the artifact in OUT, printing the text as it comes."""
+    from truecast import api
+    from truecast.cli import show
+
+    generation = api.open(out).generate(
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        on_text=None if as_json else show.piece,
+    )
+    return show.generated(generation, as_json)

@@ -1,0 +1,28 @@
+"""The precision of an export: the one asked for, or the recommended one with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A precision; `reason` is None when it was asked for."""
+
+    precision: str
+    reason: str | None
+
+    def __str__(self) -> str:
+        return self.precision if self.reason is None else f"{self.precision}, because {self.reason}"
+
+
+def choose(source: Path, precision: str | None, provider: str) -> Choice:
+    """The precision asked for, else what inspection recommends for `provider`; raises InputError as opening does."""
+    if precision is not None:
+        return Choice(precision, None)
+    from truecast.checkpoint import open_checkpoint
+    from truecast.inspection import recommend
+
+    advice = recommend(open_checkpoint(source), provider)
+    return Choice(advice.precision, advice.reason)

@@ -1,0 +1,94 @@
+"""The options of the verbs, each declared once. Names are checked at once, before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from truecast.errors import InputError
+
+
+def require_known(what: str, value: str, known: Iterable[str]) -> str:
+    """Returns `value`; raises InputError with the nearest name when it is not one of `known`."""
+    names = list(known)
+    if value in names:
+        return value
+    near = get_close_matches(value, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}."
+    raise InputError(f"There is no {what} {value!r}; {hint}")
+
+
+def _target(value: str) -> str:
+    from truecast.targets import find_target
+
+    return find_target(value).name
+
+
+def _precision(value: str | None) -> str | None:
+    from truecast.inspection import PRECISIONS
+
+    return None if value is None else require_known("precision", value, PRECISIONS)
+
+
+def _provider(value: str) -> str:
+    from truecast.runtime.providers import find_provider
+
+    return find_provider(value).name
+
+
+def _activations(value: str) -> str:
+    return require_known("kind of activations", value, ("int8", "float"))
+
+
+SourcePath = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="A Hugging Face folder with safetensors, or a GGUF file.")
+]
+NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to publish; must not exist.")]
+ArtifactFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that `truecast export` wrote.")]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+Target = Annotated[str, typer.Option(callback=_target, help="The runtime's contract: onnxruntime or genai.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        callback=_precision,
+        help="fp32, fp16, int8 or int4; without it, what `inspect` recommends for the provider.",
+        show_default=False,
+    ),
+]
+Provider = Annotated[
+    str,
+    typer.Option(
+        callback=_provider,
+        help="Where it will run: cpu, cuda, tensorrt, directml, openvino, coreml or qnn, if installed.",
+    ),
+]
+BlockSize = Annotated[int, typer.Option(help="Weights per scale of int8 and int4: 16, 32, 64, 128 or 256.")]
+Activations = Annotated[
+    str, typer.Option(callback=_activations, help="int8 or float, for the products of int4 and int8 weights.")
+]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the proof; the certificate then says `unproven`.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the artifact at OUT.")]
+LinkWeights = Annotated[
+    bool, typer.Option("--link-weights", help="Refer to the checkpoint's own bytes where possible (fp32).")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code that comes with the checkpoint run.")
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="SOURCE", help="The checkpoint to compare with, where it moved since the export.", show_default=False
+    ),
+]
+
+MaxNewTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; higher values vary more.")]
+TopK = Annotated[int, typer.Option(help="Choose among this many likeliest tokens; 0 for all.")]
+TopP = Annotated[float, typer.Option(help="Choose among the likeliest tokens that hold this much probability.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the choices repeatable.", show_default=False)]

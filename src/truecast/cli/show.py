@@ -1,0 +1,129 @@
+"""Printing results: for people, or as one JSON document. Each function returns the exit status that the result means."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from truecast.artifact import Certificate, Check, Status
+from truecast.cli.choice import Choice
+from truecast.cli.meter import Meter
+from truecast.inspection import Inspection, render
+
+if TYPE_CHECKING:
+    from truecast.api import Artifact
+    from truecast.runtime.model import Generation
+
+PIPED_WIDTH = 240
+"""Columns where there is no terminal, so that no table is cut or folded."""
+
+
+def inspected(inspection: Inspection, as_json: bool) -> int:
+    """What a checkpoint is."""
+    _print(inspection.to_dict() if as_json else render(inspection))
+    return 0
+
+
+def exported(artifact: Artifact, chosen: Choice, meter: Meter, as_json: bool) -> int:
+    """Where the artifact is, its size, what the export cost, and the verdict."""
+    manifest, certificate = artifact.manifest, artifact.manifest.certificate
+    size = folder_bytes(artifact.folder)
+    if as_json:
+        facts = {"target": manifest.target, "precision": manifest.precision, "reason": chosen.reason, "bytes": size}
+        _print({"folder": str(artifact.folder), **facts, **_costs(meter), **certificate.model_dump(mode="json")})
+        return 0
+    table = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("Artifact", f"{artifact.folder} ({decimal(size)})"),
+        ("Target", f"{manifest.target} on {manifest.provider}"),
+        ("Precision", str(chosen)),
+        ("Took", _took(meter)),
+        ("Verdict", verdict(certificate)),
+    ):
+        table.add_row(Text(name, "bold"), Text(value))
+    _print(table)
+    return 0
+
+
+def verified(folder: Path, certificate: Certificate, meter: Meter, as_json: bool) -> int:
+    """The checks of a proof and the verdict; the status is 1 when a check failed."""
+    if as_json:
+        _print({"folder": str(folder), **_costs(meter), **certificate.model_dump(mode="json")})
+    else:
+        _print(checks_table(certificate.checks))
+        for note in certificate.notes:
+            _print(Text(f"Note: {note}"))
+        _print(Text(f"{folder} is {verdict(certificate)} ({_took(meter)})."))
+    return 0 if certificate.status is Status.PROVEN else 1
+
+
+def piece(prompt: int, text: str) -> None:
+    """Prints a piece of generated text at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def generated(generation: Generation, as_json: bool) -> int:
+    """The end of a generation whose text was printed as it came, or all of it as JSON."""
+    timing = generation.timing
+    if as_json:
+        rates = {"prefill_rate": timing.prefill_rate, "decode_rate": timing.decode_rate}
+        _print({**asdict(generation), "timing": {**asdict(timing), **rates}})
+        return 0
+    print()
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        speed = f"{timing.new_tokens} tokens, {timing.decode_rate:.1f} per second; ended by {generation.finish}"
+        Console(stderr=True).print(Text(speed, "dim"))
+    return 0
+
+
+def checks_table(checks: list[Check]) -> Table:
+    """One row per check."""
+    table = Table("tier", "check", "measured", "limit", "unit", "ok")
+    for check in checks:
+        ok = Text("yes", "green") if check.passed else Text("NO", "bold red")
+        numbers = (_number(check.measured), _number(check.limit))
+        table.add_row(Text(check.tier), Text(check.name), *numbers, Text(check.unit), ok)
+    return table
+
+
+def verdict(certificate: Certificate) -> str:
+    """The status with the number of checks behind it."""
+    checks = certificate.checks
+    if certificate.status is Status.UNPROVEN:
+        return "unproven: no proof was run"
+    passed = sum(check.passed for check in checks)
+    return f"{certificate.status}: {passed} of {len(checks)} checks passed"
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _took(meter: Meter) -> str:
+    return f"{meter.seconds:.1f} s, at most {decimal(meter.peak_bytes)} of memory"
+
+
+def _costs(meter: Meter) -> dict[str, Any]:
+    return {"seconds": round(meter.seconds, 3), "peak_memory_bytes": meter.peak_bytes}
+
+
+def _print(result: RenderableType | dict[str, Any]) -> None:
+    if isinstance(result, dict):
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+        return
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    Console(width=width, highlight=False).print(result)

@@ -1,0 +1,52 @@
+"""Ctrl-C at any moment of an export: status 130, one sentence, OUT as it was, nothing beside it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_bad_input import EXPORT, state
+
+PATIENCE = 120
+"""Seconds to wait for a process on a busy machine."""
+
+SIGNAL_AT = """
+import os, signal, sys
+import {module}
+original = {module}.{function}
+def interrupted(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGINT)
+    return original(*args, **kwargs)
+{module}.{function} = interrupted
+"""
+"""Sends the process itself the signal of Ctrl-C when a function of the export is called."""
+
+
+@pytest.mark.parametrize("function", ["load_config", "trace_decoder", "write_weights", "attach", "write_manifest"])
+def test_ctrl_c_inside_an_export_leaves_out_untouched(
+    function: str, pristine: Path, artifact: Path, tmp_path: Path
+) -> None:
+    before = state(tmp_path)
+    code = SIGNAL_AT.format(module="truecast.exporting", function=function) + EXPORT
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(pristine), str(artifact), "--force"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted; nothing was written.\n")
+    assert state(tmp_path) == before
+
+
+def test_ctrl_c_from_outside_leaves_nothing(pristine: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EXPORT, str(pristine), str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / ".out.partial").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (130, "", "Interrupted; nothing was written.\n")
+    assert state(tmp_path) == {}
