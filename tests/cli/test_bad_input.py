@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tests.checkpoint.gguf_files import BY_NAME as GGUF_CASES
 from tests.cli.conftest import Command
 
+BLOCKS = "is not one that MatMulNBits takes; choose one of 16, 32, 64, 128, 256."
 UP = "model.layers.1.mlp.up_proj.weight"
 Damage = Callable[[Path], object]
 
@@ -137,8 +138,16 @@ def test_a_folder_that_is_no_artifact_is_named(verb: list[str], truecast_: Comma
         ("--target", "genia", "There is no target 'genia'; did you mean 'genai'?"),
         ("--provider", "cdua", "There is no provider 'cdua'; did you mean 'cuda'?"),
         ("--activations", "in8", "There is no kind of activations 'in8'; did you mean 'int8'?"),
-        ("--block-size", "48", "The block size 48 is not one that MatMulNBits takes; choose one of 16, 32, 64, 128, 256."),
-        ("--block-size", "512", "The block size 512 is not one that MatMulNBits takes; choose one of 16, 32, 64, 128, 256."),
+        (
+            "--block-size",
+            "48",
+            f"The block size 48 {BLOCKS}",
+        ),
+        (
+            "--block-size",
+            "512",
+            f"The block size 512 {BLOCKS}",
+        ),
         ("--precison", "int4", "There is no option --precison; did you mean --precision?"),
     ],
 )

@@ -33,9 +33,8 @@ def test_ctrl_c_inside_an_export_leaves_out_untouched(
 ) -> None:
     before = state(tmp_path)
     code = SIGNAL_AT.format(module="truecast.exporting", function=function) + EXPORT
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(pristine), str(artifact), "--force"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", code, str(pristine), str(artifact), "--force"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted; nothing was written.\n")
     assert state(tmp_path) == before
 

@@ -45,6 +45,7 @@ class Stages:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` steps of `stage` are done."""
         if stage not in self._tasks:
             self._tasks[stage] = self._display.add_task(stage, total=None)
         shown = None if total <= 1 and done < total else total

@@ -1,4 +1,4 @@
-"""Printing results: for people, or as one JSON document. Each function returns the exit status that the result means."""
+"""Printing results, for people or as one JSON document; the functions return the exit status that a result means."""
 
 from __future__ import annotations
 

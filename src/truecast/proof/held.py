@@ -1,24 +1,26 @@
 """The weights an artifact holds, read back from its own files: what the graph will really multiply with.
 
-Data flow: model.onnx → nodes that consume quantized initializers say how to decode them → a `HeldWeight` per parameter,
-whose rows come from the memory-mapped data file. Nothing here knows how the weights were packed.
+Data flow: the manifest says which checkpoint tensors an initializer holds → nodes that consume quantized initializers say
+how to decode them → a `HeldWeight` per parameter, whose rows come from the memory-mapped data file. Nothing here knows
+how the weights were packed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from truecast.artifact import WeightInfo
 from truecast.errors import InputError
 from truecast.proof.operators import Array, dequantize
+from truecast.weights.sources import Sources
 
 TRANSPOSED = ".transposed"
 """Ending of a dense initializer that holds the parameter with its two axes swapped."""
-CODES, SCALES = ".codes", ".scales"
 CHUNK_WEIGHTS = 1 << 22
 """Weights decoded at once: 16 MiB of float32."""
 
@@ -38,7 +40,8 @@ class HeldWeight:
     """One parameter as the artifact holds it.
 
     `shape` is (rows, width) as stored: [out, in] for a quantized product, [in, out] for a dense transposed one.
-    `initializers` are the names in the graph; `quantization` is None for dense weights.
+    `initializers` are the names in the graph; `arrays` are the parameter's rows of each, memory-mapped. `quantization`
+    is None for dense weights.
     """
 
     parameter: str
@@ -86,17 +89,43 @@ def load_graph(folder: Path, file: str) -> ir.Model:
         raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); export the model again.") from error
 
 
-def held_weights(model: ir.Model) -> dict[str, HeldWeight]:
-    """Every weight of the graph by the name of its parameter; initializers kept in the graph itself are left out."""
+def held_weights(model: ir.Model, weights: Sequence[WeightInfo], sources: Sources) -> dict[str, HeldWeight]:
+    """Every parameter that the manifest's weights hold, by its name; several in one initializer lie one below the other.
+
+    Initializers that the manifest lists and the graph lacks, and arrays computed from no tensor, are left out.
+    """
     forms = _quantizations(model)
-    auxiliary = {name for form in forms.values() for name in (form.scales, form.zeros)}
-    weights = {}
-    for name, value in model.graph.initializers.items():
-        if name in auxiliary or not is_external(value):
+    held = {}
+    for info in weights:
+        if not info.sources or any(name not in model.graph.initializers for name in info.initializers):
             continue
-        weight = _quantized(model, name, forms[name]) if name in forms else _dense(model, name)
-        weights[weight.parameter] = weight
-    return weights
+        arrays = [array_of(model, name) for name in info.initializers]
+        parameters = [sources.rename(name) for name in info.sources]
+        for parameter, (start, stop) in zip(parameters, _shares(parameters, sources, arrays[0]), strict=True):
+            parts = [array[start:stop] if len(parameters) > 1 else array for array in arrays]
+            held[parameter] = _held(model, parameter, info, parts, forms.get(info.initializers[0]))
+    return held
+
+
+def _shares(parameters: Sequence[str], sources: Sources, array: Array) -> list[tuple[int, int]]:
+    """The rows [start, stop) of each parameter in an array that holds them one below the other."""
+    if len(parameters) == 1:
+        return [(0, len(array) if array.ndim else 1)]
+    ends = np.cumsum([sources.parameters[name][0] if name in sources.parameters else 0 for name in parameters])
+    return [(int(stop - (ends[0] if i == 0 else stop - ends[i - 1])), int(stop)) for i, stop in enumerate(ends)]
+
+
+def _held(
+    model: ir.Model, parameter: str, info: WeightInfo, arrays: Sequence[Array], form: Quantization | None
+) -> HeldWeight:
+    names = tuple(info.initializers)
+    if form is None:
+        turned = names[0].endswith(TRANSPOSED)
+        return HeldWeight(parameter, names, arrays[0].shape, turned, None, tuple(arrays))
+    codes = arrays[0]
+    rest = [array.reshape(len(codes), -1) for array in arrays[1:]]
+    width = _width(model, names[0]) or rest[0].shape[1] * form.block
+    return HeldWeight(parameter, names, (len(codes), width), False, form, (codes, *rest))
 
 
 def is_external(value: ir.Value) -> bool:
@@ -134,29 +163,21 @@ def _origin(value: ir.Value | None) -> str | None:
     return value.name if value is not None and value.is_initializer() else None
 
 
-def _quantized(model: ir.Model, name: str, form: Quantization) -> HeldWeight:
-    codes, scales = array_of(model, name), array_of(model, form.scales)
-    scales = scales.reshape(codes.shape[0], -1)
-    arrays: tuple[Array, ...] = (codes, scales)
-    if form.zeros is not None:
-        arrays += (array_of(model, form.zeros).reshape(codes.shape[0], -1),)
-    names = tuple(n for n in (name, form.scales, form.zeros) if n is not None)
-    width = _width(model, name) or scales.shape[1] * form.block
-    return HeldWeight(name.removesuffix(CODES), names, (codes.shape[0], width), False, form, arrays)
-
-
 def _width(model: ir.Model, codes: str) -> int | None:
     """K of the products that read these codes: the width of a row without the padding of its last block."""
     uses = model.graph.initializers[codes].uses()
     return next((u.node.attributes["K"].as_int() for u in uses if u.node.op_type == "MatMulNBits"), None)
 
 
-def _dense(model: ir.Model, name: str) -> HeldWeight:
-    array = array_of(model, name)
-    parameter = name.removesuffix(TRANSPOSED)
-    return HeldWeight(parameter, (name,), array.shape, name.endswith(TRANSPOSED), None, (array,))
+def aliases(model: ir.Model, listed: set[str]) -> dict[str, str]:
+    """Initializers over the very bytes of a listed one: name → listed name."""
+    places = {_place(model.graph.initializers[name]): name for name in listed if name in model.graph.initializers}
+    others = [value for name, value in model.graph.initializers.items() if is_external(value) and name not in listed]
+    return {value.name or "": places[_place(value)] for value in others if _place(value) in places}
 
 
-def by_initializer(weights: Mapping[str, HeldWeight]) -> dict[str, HeldWeight]:
-    """The same weights by each initializer's name."""
-    return {name: weight for weight in weights.values() for name in weight.initializers}
+def _place(value: ir.Value) -> tuple[str, int | None, int | None] | None:
+    tensor = value.const_value
+    if not isinstance(tensor, ir.ExternalTensor):
+        return None
+    return str(tensor.location), tensor.offset, tensor.length

@@ -4,7 +4,7 @@
 |---|---|---|---|---|
 | grid | 1, 2, 3 | 1, 2, 17, 64 | 0, 1, 11 | all ones |
 | padding | 3 | 17, then one by one | – | left, right, holes, all in one batch; a hole inside a past |
-| window | 1 and 2 | window + 5 | up to the window | all ones; one row padded |
+| window | 1 and 2 | 4, then one by one; window + 5 | window - 2; 0 | all ones; one row padded |
 | threshold | 1 | threshold + 5 | up to the threshold | all ones |
 | text | 3 | 64, then one by one | – | all ones; real text where the artifact can tokenize |
 
@@ -177,15 +177,12 @@ def _windows(limits: Limits, notes: list[str]) -> Iterator[Point]:
         total, name = window + BEYOND, f"window {window}"
         if not _affordable(limits, total, f"The attention window of {window}", notes):
             continue
-        yield _ones(f"{name} + {BEYOND} at once", limits, 1, (total,), LAST)
         start = max(1, window - 2)
-        yield _ones(f"{name} crossed token by token", limits, 1, (start, *(1,) * (total - start)), LAST)
-        if start < window:
-            yield _ones(f"{name} crossed by several", limits, 1, (start, total - start), LAST)
-        if limits.padding == "any":
-            mask = np.ones((2, total), np.int64)
-            mask[1, :BEYOND] = 0
-            yield Point(f"{name}, a row padded", _tokens(limits, 2, total), mask, (total - 2, 1, 1), LAST)
+        yield _ones(f"{name} crossed by several, then one by one", limits, 1, (start, 4, *(1,) * (total - start - 4)), LAST)
+        rows = 2 if limits.padding == "any" else 1
+        mask = np.ones((rows, total), np.int64)
+        mask[1:, :BEYOND] = 0
+        yield Point(f"{name} + {BEYOND} at once", _tokens(limits, rows, total), mask, (total,), LAST)
 
 
 def _thresholds(limits: Limits, notes: list[str]) -> Iterator[Point]:

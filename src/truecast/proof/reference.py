@@ -20,7 +20,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
-from truecast.proof.held import Array, HeldWeight, row_chunks
+from truecast.proof.held import HeldWeight, row_chunks
+from truecast.proof.operators import Array
 from truecast.trace.skeleton import build_decoder, checkpoint_renamer, fake_tensors, load_config, real_buffers, tied_names
 from truecast.weights.sources import Sources, finite_rows
 

@@ -5,8 +5,8 @@ What was seen with onnxruntime-genai 0.18.0 (tests/targets/test_genai.py repeats
 - it binds `logits` as [batch, sequence, vocab] unless the graph declares the middle dimension as 1, and then reads that
   one row as each prompt's last; so the graph itself has to pick the last real token of a padded row;
 - `model.type` selects code only for few types; the plain language models share one implementation. `gpt2` wants keys
-  and values in one tensor, and the phi3 family runs its prompt again where its long rotary factors begin, which the
-  original does not do: those are loaded as the generic `decoder`;
+  and values in one tensor, so that model type is loaded as the generic `decoder`. `phi3` and `phimoe` run the text
+  again where the long rotary factors begin (4097 tokens), as their authors' own generation does;
 - unknown keys are errors, so only keys that every version knows are written;
 - the cache is allocated for `search.max_length` positions at once.
 """
@@ -29,7 +29,8 @@ DEFAULT_MAX_LENGTH = 4096
 
 TYPES: Mapping[str, str] = {
     **{name: name for name in ("chatglm", "ernie4_5", "gemma", "gemma2", "gemma3_text", "granite", "internlm2")},
-    **{name: name for name in ("llama", "mistral", "nemotron", "olmo", "phi", "qwen2", "qwen3", "smollm3")},
+    **{name: name for name in ("llama", "mistral", "nemotron", "olmo", "phi", "phi3", "phimoe", "qwen2", "qwen3")},
+    "smollm3": "smollm3",
     "gpt_oss": "gptoss",
     "hunyuan_v1_dense": "hunyuandensev1",
 }

@@ -32,6 +32,7 @@ from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, atte
 from truecast.trace.skeleton import build_decoder, checkpoint_renamer, fake_tensors, real_buffers, tied_names
 from truecast.trace.stamp import stamp
 
+
 @dataclass(frozen=True)
 class Trace:
     """A traced decoder.

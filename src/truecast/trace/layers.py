@@ -46,7 +46,7 @@ def _noticing(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in "add radd sub rsub mul rmul truediv rtruediv floordiv mod lt le gt ge float".split():
+for _name in ["add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "mod", "lt", "le", "gt", "ge", "float"]:
     setattr(_LayerIndex, f"__{_name}__", _noticing(f"__{_name}__"))
 
 

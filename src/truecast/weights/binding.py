@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from truecast.checkpoint.model import Array
+from truecast.checkpoint.model import Array, StoredTensor
 
 Produce = Callable[[int, int], Sequence[Array]]
 """Rows [start, stop) of every operand of one binding, in the order of its operands."""
@@ -44,7 +44,8 @@ class Alias:
 class Binding:
     """One weight of the graph: made row by row from tensors of the checkpoint, never held as a whole.
 
-    `packing` names the form for the manifest; `row_cost` is about how many source weights one row takes.
+    `packing` names the form for the manifest; `row_cost` is about how many source weights one row takes. `verbatim` is
+    the stored tensor whose very bytes are the only operand, if there is one.
     """
 
     operands: tuple[Operand, ...]
@@ -53,6 +54,7 @@ class Binding:
     rows: int
     row_cost: int
     produce: Produce
+    verbatim: StoredTensor | None = None
 
 
 def array_binding(name: str, array: Array, origin: str) -> Binding:

@@ -23,13 +23,17 @@ from truecast.weights.sources import Sources, finite_rows
 
 @dataclass(frozen=True)
 class Precision:
-    """How weights are held. `bits` is None for floats; `activations` concerns the products of quantized weights."""
+    """How weights are held. `bits` is None for floats; `activations` concerns the products of quantized weights.
+
+    `as_stored` prefers operators that read a float weight as the checkpoint lays it out, [out, in].
+    """
 
     name: str
     dtype: ir.DataType
     bits: int | None = None
     block: int = 32
     activations: str = "int8"
+    as_stored: bool = False
 
     @property
     def accuracy_level(self) -> int:
@@ -158,11 +162,12 @@ class Packer:
         write = NodeWriter(node)
         bias = self._bias(node)
         name = _site(weight)
-        if share:
-            table = self._shared[self.embedding][0]
+        transposed = bool(node.attributes["transposed"].as_int())
+        if share or (self.precision.as_stored and not transposed):
+            binding = dense_binding(weight, self.sources[weight], self.precision.dtype)
+            table = self._shared[self.embedding][0] if share else self._add(binding)[0]
             product = write.op("FusedMatMul", [node.inputs[0], table], {"transB": 1}, domain=CONTRIB, name=name)
         else:
-            transposed = bool(node.attributes["transposed"].as_int())
             binding = dense_binding(weight, self.sources[weight], self.precision.dtype, transpose=not transposed)
             product = write.op("MatMul", [node.inputs[0], *self._add(binding)], name=name)
         if bias is not None:
@@ -284,7 +289,9 @@ def dense_binding(name: str, tensor: StoredTensor, dtype: ir.DataType, transpose
 
     rows = tensor.shape[0] if tensor.shape else 1
     operand = Operand(name, dtype, tensor.shape)
-    return Binding((operand,), (tensor.name,), f"dense {_word(dtype)}", rows, tensor.size // max(rows, 1), produce_rows)
+    same = tensor if tensor.verbatim and tensor.dtype == target else None
+    packing, cost = f"dense {_word(dtype)}", tensor.size // max(rows, 1)
+    return Binding((operand,), (tensor.name,), packing, rows, cost, produce_rows, same)
 
 
 ROWS_AT_ONCE = 1 << 24

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -136,17 +136,67 @@ def _accounts(path: Path, bindings: Sequence[Binding], places: Sequence[list[Pla
         ]
 
 
+def link_weights(folder: Path, bindings: Sequence[Binding]) -> list[WeightInfo]:
+    """Hard-links the files that hold `bindings` verbatim into `folder`; nothing is copied.
+
+    Loaders refuse data outside a model's folder, and links that lead there; a hard link is in it. Raises InputError
+    where the file system cannot link.
+    """
+    stored = [binding.verbatim for binding in bindings if binding.verbatim is not None]
+    for path in sorted({tensor.location.path for tensor in stored}):
+        try:
+            os.link(path.resolve(), folder / path.name)
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be linked into {folder} ({error.strerror}); leave --link-weights out, or choose a folder "
+                "on the same disk."
+            ) from error
+    return [_linked_account(binding) for binding in bindings]
+
+
+def _linked_account(binding: Binding) -> WeightInfo:
+    assert binding.verbatim is not None
+    digest, location = hashlib.sha256(), binding.verbatim.location
+    with location.path.open("rb") as file:
+        _update(digest, file, location.offset, location.length)
+    return WeightInfo(
+        initializers=[binding.operands[0].name],
+        sources=list(binding.sources),
+        packing=f"{binding.packing}, the checkpoint's own bytes",
+        sha256=digest.hexdigest(),
+    )
+
+
+def attach_links(model: ir.Model, bindings: Sequence[Binding], folder: Path) -> None:
+    """Makes every linked initializer refer to its bytes in the linked file."""
+    for binding in bindings:
+        assert binding.verbatim is not None
+        location, operand = binding.verbatim.location, binding.operands[0]
+        _refer(model, operand.name, operand, location.path.name, location.offset, operand.shape, folder)
+
+
+def _refer(
+    model: ir.Model, name: str, operand: Operand, file: str, offset: int, shape: tuple[int, ...], folder: Path
+) -> None:
+    model.graph.initializers[name].const_value = ir.ExternalTensor(
+        file, offset, operand.nbytes, operand.dtype, shape=ir.Shape(shape), name=name, base_dir=folder
+    )
+
+
 def _digest(file: BinaryIO, places: Sequence[Placed]) -> str:
     """SHA-256 over the bytes of some operands, read piece by piece: a map of the file would count as memory."""
     digest = hashlib.sha256()
     for place in places:
-        file.seek(place.offset)
-        rest = place.operand.nbytes
-        while rest:
-            piece = file.read(min(rest, HASH_CHUNK_BYTES))
-            digest.update(piece)
-            rest -= len(piece)
+        _update(digest, file, place.offset, place.operand.nbytes)
     return digest.hexdigest()
+
+
+def _update(digest: Any, file: BinaryIO, offset: int, length: int) -> None:
+    file.seek(offset)
+    while length:
+        piece = file.read(min(length, HASH_CHUNK_BYTES))
+        digest.update(piece)
+        length -= len(piece)
 
 
 def attach(
@@ -157,12 +207,4 @@ def attach(
     named = [(name, place, place.operand.shape) for name, place in placed.items()]
     named += [(alias.name, placed[alias.operand], alias.shape) for alias in aliases]
     for name, place, shape in named:
-        model.graph.initializers[name].const_value = ir.ExternalTensor(
-            data_name,
-            place.offset,
-            place.operand.nbytes,
-            place.operand.dtype,
-            shape=ir.Shape(shape),
-            name=name,
-            base_dir=folder,
-        )
+        _refer(model, name, place.operand, data_name, place.offset, shape, folder)

@@ -1,0 +1,181 @@
+"""Tier 1, the weights: each one in the artifact, against the checkpoint, one to one.
+
+Every initializer is listed in the manifest and has the listed hash, every parameter of the author's model is held, every
+checkpoint tensor is used or ignored for a reason, and every held value is what the checkpoint's value becomes:
+
+| packing | bound on |w - held|, with a the largest |w| of the block and n the bits |
+|---|---|
+| dense | 0: the same value after the cast |
+| round to nearest, symmetric | half a step of a / 2^(n-1) |
+| … on the side where the codes end one short | a whole step: the codes go from -2^(n-1) to 2^(n-1) - 1, and a lies on the longer side |
+
+The bound follows from the checkpoint and the format alone. It does not use the artifact's own scale, with which a scale
+that is too large would excuse the errors it makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from truecast.artifact import Check, Manifest
+from truecast.checkpoint.model import StoredTensor
+from truecast.proof.held import HeldWeight, aliases, array_of, is_external, row_chunks
+from truecast.proof.operators import Array
+from truecast.proof.reference import Reference
+from truecast.proof.tally import Worst, check, counted
+from truecast.weights.sources import finite_rows
+
+TIER = "static"
+SMALL_BYTES = 1 << 16
+"""Largest constant that may lie in the graph itself without being a weight."""
+ROUNDING = 2.0**-20
+"""Room for float32's rounding in scale and product, in parts of the largest weight of a block."""
+SCALE_EPSILON = {"float32": 0.0, "float16": 2.0**-11}
+"""Relative rounding of a stored scale."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A weight that is not the checkpoint's: its parameter, the bound's share it takes, and a sentence."""
+
+    parameter: str
+    share: float
+    detail: str
+
+
+def accounting_checks(
+    model: ir.Model, manifest: Manifest, reference: Reference, weights: Mapping[str, HeldWeight]
+) -> list[Check]:
+    """Whether graph, manifest, author's model and checkpoint list the same weights."""
+    names = [name for info in manifest.weights for name in info.initializers]
+    listed = set(names)
+    external = {name for name, value in model.graph.initializers.items() if is_external(value)}
+    external -= set(aliases(model, listed))
+    used = {name for info in manifest.weights for name in info.sources} | set(manifest.ignored_tensors)
+    tensors = set(reference.sources.checkpoint.tensors)
+    faults = [f"{n} is listed twice" for n in sorted({n for n in names if names.count(n) > 1})]
+    faults += [f"{n} is in the graph but not in the manifest" for n in sorted(external - listed)]
+    faults += [f"{n} is in the manifest but not in the graph" for n in sorted(listed - external)]
+    faults += [f"parameter {n} is in no weight" for n in reference.parameters if reference.held(n, weights) is None]
+    faults += [f"tensor {n} is neither used nor ignored" for n in sorted(tensors - used)]
+    faults += [f"tensor {n} is not in the checkpoint" for n in sorted(used - tensors)]
+    detail = f"{len(listed)} initializers, {len(tensors)} checkpoint tensors"
+    return [
+        counted(TIER, "weights accounted for", faults, "faults", detail),
+        counted(TIER, "constants", _constant_faults(model, reference), "faults"),
+    ]
+
+
+def _constant_faults(model: ir.Model, reference: Reference) -> list[str]:
+    """Initializers inside the graph: small, and the author's buffers unchanged where they carry a buffer's name."""
+    buffers = dict(reference.model.named_buffers())
+    faults = []
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            faults.append(f"{name} has no value")
+        elif not is_external(value) and tensor.nbytes > SMALL_BYTES:
+            faults.append(f"{name} is in the graph file itself, with {tensor.nbytes} bytes")
+        elif not is_external(value) and name in buffers:
+            want = buffers[name].numpy().astype(tensor.numpy().dtype)
+            if not np.array_equal(want, tensor.numpy()):
+                faults.append(f"{name} is not the author's buffer")
+    return faults
+
+
+def hash_check(model: ir.Model, manifest: Manifest) -> Check:
+    """Whether the bytes of every weight have the hash that the manifest gives."""
+    faults = []
+    for info in manifest.weights:
+        if any(name not in model.graph.initializers for name in info.initializers):
+            continue
+        digest = hashlib.sha256()
+        for name in info.initializers:
+            array = array_of(model, name)
+            for start, stop in row_chunks(array.shape):
+                digest.update(np.ascontiguousarray(array[start:stop] if array.ndim else array).view(np.uint8))
+        if digest.hexdigest() != info.sha256:
+            faults.append(f"the bytes of {info.initializers[0]} are not those that were written")
+    return counted(TIER, "hashes of the weights", faults, "weights", f"{len(manifest.weights)} weights")
+
+
+def value_check(
+    reference: Reference, weights: Mapping[str, HeldWeight], progress: Progress | None = None
+) -> tuple[Check, list[Fault]]:
+    """Compares every held weight with the checkpoint's; also returns the ones that are wrong, the worst first."""
+    worst, faults = Worst(), []
+    for index, weight in enumerate(weights.values()):
+        share, detail = _share(reference, weight)
+        worst.add(share, 1.0, detail)
+        if not share <= 1.0:
+            faults.append(Fault(weight.parameter, share, detail))
+        if progress:
+            progress(index + 1, len(weights))
+    name = "weights are the checkpoint's"
+    result = check(TIER, name, worst.value, 1.0, "of the bound", f"worst: {worst.where}; {len(weights)} weights")
+    return result, sorted(faults, key=lambda fault: -fault.share)
+
+
+def _share(reference: Reference, weight: HeldWeight) -> tuple[float, str]:
+    """The largest share of its bound that any value takes, and where."""
+    if weight.parameter not in reference.sources.parameters:
+        return np.inf, f"{weight.parameter} is no parameter of the model"
+    stored = reference.sources[weight.parameter]
+    turned = weight.transposed or (weight.quantization is not None and weight.parameter in reference.transposed)
+    if tuple(stored.shape) != (weight.shape[::-1] if turned else weight.shape):
+        return np.inf, f"{weight.parameter} has the shape {weight.shape}, not {stored.shape}"
+    worst, where = 0.0, f"{weight.parameter}, exact"
+    for start, values, held in _pairs(stored, weight, turned):
+        shares = _dense_shares(values, held) if weight.quantization is None else _block_shares(values, held, weight)
+        if not shares.max() <= worst:  # NaN counts as worse
+            worst = float(shares.max())
+            row = start + int(shares.reshape(len(shares), -1).max(1).argmax())
+            where = f"{weight.parameter}, row {row}"
+    return worst, where
+
+
+def _pairs(stored: StoredTensor, weight: HeldWeight, turned: bool) -> Iterator[tuple[int, Array, Array]]:
+    """First row, checkpoint's values, and held ones, in the held orientation; read row by row on both sides."""
+    if not turned:
+        for start, stop in weight.chunks():
+            yield start, finite_rows(stored, start, stop), weight.rows(start, stop)
+    elif weight.quantization is None:
+        for start, stop in row_chunks(stored.shape):
+            yield start, finite_rows(stored, start, stop), weight.arrays[0][:, start:stop].T
+    else:  # a block runs along the checkpoint's rows: the whole tensor is needed
+        yield 0, np.ascontiguousarray(finite_rows(stored, 0, stored.shape[0]).T), weight.rows(0, weight.shape[0])
+
+
+def _dense_shares(values: Array, held: Array) -> Array:
+    with np.errstate(over="ignore"):
+        same = values.astype(held.dtype).reshape(held.shape) == held
+    return np.where(same, 0.0, np.inf)
+
+
+def _block_shares(values: Array, held: Array, weight: HeldWeight) -> Array:
+    """|w - held| over its bound, [rows, blocks] (the worst value of each block)."""
+    form = weight.quantization
+    assert form is not None
+    rows, width = values.shape
+    padding = ((0, 0), (0, -width % form.block))
+    w, h = (np.pad(x, padding).reshape(rows, -1, form.block) for x in (values, held))
+    high, low = w.max(-1, keepdims=True), w.min(-1, keepdims=True)
+    largest = np.maximum(high, -low)
+    step = largest / (1 << (form.bits - 1))
+    # the side of the largest weight reaches its code exactly; on the other one the codes end a step earlier
+    ends = np.where(high >= -low, -w, w) > largest - step
+    both = (high == -low) & (np.abs(w) > largest - step)
+    bound = np.where(ends | both, step, step / 2)
+    bound = bound + largest * (ROUNDING + SCALE_EPSILON.get(str(weight.dtype), 0.0))
+    error = np.abs(w - h)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(error == 0, 0.0, error / bound)
+    result: Array = shares.max(-1)
+    return result
