@@ -92,8 +92,10 @@ def export(
         ProofError: the result is not the same model; it is kept as OUT.rejected.
     """
     from truecast import exporting
+    from truecast.checkpoint import open_checkpoint
+    from truecast.inspection import recommended_precision
 
-    chosen = precision or exporting.recommended(Path(source), provider)[0]
+    chosen = precision or recommended_precision(open_checkpoint(source), provider)
     request = exporting.Request(target, chosen, provider, block_size, activations, link_weights, trust_remote_code)
     return Artifact(exporting.export(source, out, request, verify=verify, force=force, progress=progress), provider)
 

@@ -158,7 +158,9 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads truecast.json; raises InputError when it is missing, of a newer schema, or damaged."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise InputError(f"{folder} is not a truecast artifact: it has no {MANIFEST_NAME}; make one with `truecast export`.")
+        raise InputError(
+            f"{folder} is not a truecast artifact: it has no {MANIFEST_NAME}; make one with `truecast export`."
+        )
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -167,8 +169,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path} cannot be read ({where}: {first['msg']}); export the model again.") from error
     if manifest.schema_version > SCHEMA_VERSION:
         raise InputError(
-            f"{path} has schema version {manifest.schema_version}, newer than the {SCHEMA_VERSION} this truecast knows; "
-            "update truecast."
+            f"{path} has schema version {manifest.schema_version}, newer than the {SCHEMA_VERSION} that this truecast "
+            "knows; update truecast."
         )
     return manifest
 

@@ -46,7 +46,7 @@ from truecast.trace.decoder import Trace, trace_decoder
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical
 from truecast.trace.skeleton import load_config
-from truecast.weights.binding import array_binding
+from truecast.weights.binding import Binding, array_binding
 from truecast.weights.packing import Packer, Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.sources import Sources
@@ -78,10 +78,12 @@ class Request:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("activations", self.activations, ACTIVATIONS)
         if self.link_weights and self.precision != "fp32":
-            raise InputError(f"--link-weights keeps the checkpoint's float32 bytes, which {self.precision} does not use.")
+            raise InputError(
+                f"--link-weights keeps float32 bytes as they are; {self.precision} has none, leave it out."
+            )
         if self.precision.startswith("int") and self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
-            raise InputError(f"The block size {self.block_size} is not one that MatMulNBits takes; choose one of {sizes}.")
+            raise InputError(f"MatMulNBits does not take the block size {self.block_size}; choose one of {sizes}.")
 
     def packing(self) -> Precision:
         """The precision as packing understands it."""
@@ -143,7 +145,9 @@ def export(
 def _sentence(failed: list[Any]) -> str:
     first = failed[0]
     more = f" ({len(failed)} checks failed)" if len(failed) > 1 else ""
-    return f"{first.tier}/{first.name} measured {first.measured} {first.unit}, limit {first.limit}{more}; {first.detail}."
+    return (
+        f"{first.tier}/{first.name} measured {first.measured} {first.unit}, limit {first.limit}{more}; {first.detail}."
+    )
 
 
 def _cast(checkpoint: Checkpoint, folder: Path, request: Request, report: Progress) -> Manifest:
@@ -171,7 +175,8 @@ def _cast(checkpoint: Checkpoint, folder: Path, request: Request, report: Progre
 
 def _write(model: ir.Model, packer: Packer, folder: Path, request: Request, report: Progress) -> list[WeightInfo]:
     """Writes or links the weights, and makes the graph refer to them."""
-    linked, written = [], []
+    linked: list[Binding] = []
+    written: list[Binding] = []
     for binding in packer.bindings:
         (linked if request.link_weights and binding.verbatim is not None else written).append(binding)
     weights = link_weights(folder, linked)
@@ -286,10 +291,3 @@ def _side_files(checkpoint: Checkpoint, target: Target, manifest: Manifest, fold
     for name, content in checkpoint.side_files.items():
         (folder / name).write_bytes(content())
     target.write_side_files(folder, checkpoint.config, manifest.graph)
-
-
-def recommended(source: Path, provider: str) -> tuple[str, str]:
-    """The precision to take when none is asked for, and why."""
-    from truecast.inspection import recommended_precision
-
-    return recommended_precision(open_checkpoint(source), provider)

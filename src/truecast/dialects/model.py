@@ -58,9 +58,16 @@ class AttentionLowering(Protocol):
         """None when the operator can do it, otherwise the reason why not, in one sentence."""
 
     def reference(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float, sinks: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        scale: float,
+        softcap: float,
+        sinks: Tensor | None,
     ) -> Tensor:
-        """The operator's own formula: scores → soft cap → additive mask → softmax → values, [batch, heads, seq, dim]."""
+        """The operator's own formula: scores, soft cap, additive mask, softmax, values; [batch, heads, seq, dim]."""
 
     def emit(self, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
         """Output [batch, sequence, heads, head_dim], present key and present value."""

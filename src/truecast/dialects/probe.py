@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 PROBE_SEED = 20_240_229
 PROBE_TOLERANCE = 2e-5
-"""Largest relative difference taken for the same formula. Authors cast to float32 inside a float64 call (norms, softmax),
-which leaves about 1e-6; a different formula is off by far more on the probes used."""
+"""Largest relative difference taken for the same formula. Authors cast to float32 inside a float64 call (norms,
+softmax), which leaves about 1e-6; a different formula is off by far more on the probes used."""
 
 
 def agrees(got: Any, expected: Tensor) -> bool:
@@ -67,10 +67,13 @@ def structure(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _setting(value: Any) -> Any:
-    """A stand-in for a setting that is equal where the setting means the same; unknown objects equal only themselves."""
+    """A stand-in that is equal where the setting means the same; unknown objects equal only themselves."""
     if isinstance(value, functools.partial):
         return ("partial", _setting(value.func), _setting(value.args), tuple(sorted(value.keywords.items())))
     if isinstance(value, MethodType):
         return ("method", id(value.__func__))
-    plain = bool | int | float | str | None | tuple | list | torch.dtype
-    return repr(value) if isinstance(value, plain) else id(value)
+    return repr(value) if isinstance(value, PLAIN_SETTINGS) else id(value)
+
+
+PLAIN_SETTINGS = (bool, int, float, str, type(None), tuple, list, torch.dtype)
+"""Settings whose repr says all that they are."""

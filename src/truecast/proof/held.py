@@ -111,8 +111,8 @@ def _shares(parameters: Sequence[str], sources: Sources, array: Array) -> list[t
     """The rows [start, stop) of each parameter in an array that holds them one below the other."""
     if len(parameters) == 1:
         return [(0, len(array) if array.ndim else 1)]
-    ends = np.cumsum([sources.parameters[name][0] if name in sources.parameters else 0 for name in parameters])
-    return [(int(stop - (ends[0] if i == 0 else stop - ends[i - 1])), int(stop)) for i, stop in enumerate(ends)]
+    ends = np.cumsum([sources.parameters[name][0] if name in sources.parameters else 0 for name in parameters]).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def _held(

@@ -1,4 +1,4 @@
-"""From a module under fake tensors to an ONNX graph: torch.export, then torch's ONNX exporter, with proof of what is dynamic."""
+"""From a module under fake tensors to an ONNX graph: torch.export, a look at what is dynamic, torch's ONNX exporter."""
 
 from __future__ import annotations
 

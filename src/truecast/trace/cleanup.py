@@ -36,7 +36,7 @@ def clean(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def constant(graph: ir.Graph, before: ir.Node, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+def constant(graph: ir.Graph, before: ir.Node, array: np.ndarray) -> ir.Value:
     """A Constant node holding `array`, placed before a node."""
     node = ir.node("Constant", [], {"value": ir.tensor(array)})
     output = node.outputs[0]
@@ -45,7 +45,7 @@ def constant(graph: ir.Graph, before: ir.Node, array: np.ndarray) -> ir.Value:  
     return output
 
 
-def constant_of(value: ir.Value | None) -> np.ndarray | None:  # type: ignore[type-arg]
+def constant_of(value: ir.Value | None) -> np.ndarray | None:
     """The array a value is known to hold, or None."""
     if value is None:
         return None
@@ -118,7 +118,7 @@ def reshape_of_reshape(node: ir.Node, graph: ir.Graph) -> bool:
     return True
 
 
-def _set_target(node: ir.Node, graph: ir.Graph, target: np.ndarray) -> None:  # type: ignore[type-arg]
+def _set_target(node: ir.Node, graph: ir.Graph, target: np.ndarray) -> None:
     node.replace_input_with(1, constant(graph, node, target))
     node.attributes.pop("allowzero", None)  # a 0 copies an axis
 
@@ -128,7 +128,7 @@ def _has_copied_axis(node: ir.Node) -> bool:
     return target is None or bool((target == 0).any())
 
 
-def _reshape_target(source: ir.Value | None, result: ir.Value) -> np.ndarray | None:  # type: ignore[type-arg]
+def _reshape_target(source: ir.Value | None, result: ir.Value) -> np.ndarray | None:
     """Reshape's second input as a constant: 0 copies an axis, one -1 is inferred; None when that cannot say it."""
     before, after = dims(source), dims(result)
     if before is None or after is None:
@@ -174,7 +174,7 @@ def transpose_after_norm(node: ir.Node, graph: ir.Graph) -> bool:
     assert inner.inputs[0] is not None
     result = node.outputs[0]
     moved = ir.node("Transpose", [result], {"perm": _perm(inner)})
-    moved.outputs[0].shape, moved.outputs[0].dtype = result.shape, result.dtype
+    moved.outputs[0].shape, moved.outputs[0].type = result.shape, result.type
     ir.convenience.replace_all_uses_with(result, moved.outputs[0])
     moved.replace_input_with(0, result)
     node.replace_input_with(0, inner.inputs[0])
@@ -196,7 +196,8 @@ def split_to_sequence(node: ir.Node, graph: ir.Graph) -> bool:
         return False
     parts = [ir.Value() for _ in sizes]
     axis = node.attributes["axis"].as_int()
-    split = ir.node("Split", [node.inputs[0], constant(graph, node, np.array(sizes, np.int64))], {"axis": axis}, outputs=parts)
+    lengths = constant(graph, node, np.array(sizes, np.int64))
+    split = ir.node("Split", [node.inputs[0], lengths], {"axis": axis}, outputs=parts)
     graph.insert_before(node, split)
     for taker, place in zip(takers, places, strict=True):
         assert place is not None

@@ -135,7 +135,7 @@ def trace_decoder(
             # the author's code met a CausalMask where it wants a tensor: it does its attention by itself
             if not lowered:
                 raise InputError(f"{config.model_type!r} cannot be traced: {_one_line(error)}.") from error
-            reasons["attention"] = f"the model's own code does not go through the attention interface ({_one_line(error)})"
+            reasons["attention"] = f"the model does its attention by itself ({_one_line(error)})"
     raise InputError(f"{config.model_type!r} cannot be traced: {'; '.join(reasons.values())}.")
 
 
@@ -224,7 +224,7 @@ def _finish(
         if value.const_value is None and name not in parameters and name not in persistent
     ]
     names = {id(module): name for name, module in model.named_modules()}
-    head: Any = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if step.lowered:
         counts["attention"] = len(shapes)
     if rotary:

@@ -92,13 +92,13 @@ def _keep_last_output(
     graph: ir.Graph, logits: ir.Value, place: ir.Node, keep: ir.Value, choose: Callable[..., ir.Value]
 ) -> None:
     """Where the head is not a linear leaf: all logits are computed, the last ones given."""
-    name, dtype = logits.name, logits.dtype
+    name = logits.name
     end = ir.node("Identity", [logits])
     graph.insert_after(place, end)
     result = choose(NodeWriter(end), logits, keep)
     graph.remove(end, safe=True)
     logits.name = f"{name}.all"
-    result.name, result.dtype = name, dtype
+    result.name, result.type = name, logits.type
     graph.outputs[0] = result
 
 

@@ -1,15 +1,15 @@
 """Tracing each kind of layer once.
 
 Data flow: during the trace, the first layer of a kind runs between the markers `truecast::Enter` and `truecast::Exit`,
-and every other layer of that kind leaves a single `truecast::Layer` → after it, `stamp` copies the marked nodes in place
-of each of those, under its own weight names. So the time a trace takes does not grow with the depth of the model.
+and every other layer of that kind leaves a single `truecast::Layer` → after it, `stamp` copies the marked nodes in
+place of each of those, under its own weight names. So a trace hardly takes longer for a deeper model.
 
 Two layers are of one kind when their modules are built alike (`structure`) and they are called alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,8 @@ def _noticing(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in ["add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "mod", "lt", "le", "gt", "ge", "float"]:
+COMPUTATIONS = "add radd sub rsub mul rmul truediv rtruediv floordiv mod lt le gt ge float"
+for _name in COMPUTATIONS.split():
     setattr(_LayerIndex, f"__{_name}__", _noticing(f"__{_name}__"))
 
 
@@ -57,12 +58,12 @@ def find_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList] | Non
     return outermost[0] if len(outermost) == 1 and count > 1 else None
 
 
-def mark(kind: str, inputs: Sequence[Tensor], attributes: dict[str, int], like: Sequence[Tensor]) -> list[Tensor]:
+def mark(kind: str, inputs: Sequence[Tensor], attributes: Mapping[str, int], like: Sequence[Tensor]) -> list[Tensor]:
     """A marker operator of our own domain whose outputs have the shapes and dtypes of `like`."""
     outputs = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::{kind}",
         inputs,
-        attributes,
+        dict(attributes),
         dtypes=[x.dtype for x in like],
         shapes=[x.shape for x in like],
         version=1,
@@ -152,9 +153,10 @@ def _number_layers(layer: nn.Module) -> list[_LayerIndex]:
     """Makes every `layer_idx` below `layer` one that notices being computed with."""
     numbers = []
     for module in layer.modules():
-        if isinstance(module.__dict__.get("layer_idx"), int):
-            module.layer_idx = _LayerIndex(module.layer_idx)
-            numbers.append(module.layer_idx)
+        number = module.__dict__.get("layer_idx")
+        if isinstance(number, int):
+            numbers.append(_LayerIndex(number))
+            module.__dict__["layer_idx"] = numbers[-1]
     return numbers
 
 

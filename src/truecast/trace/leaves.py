@@ -55,8 +55,8 @@ def _replaced_class_forward(kind: type[nn.Module], emits: dict[int, Emit]) -> It
         emit = emits.get(id(self))
         return original(self, *args, **kwargs) if emit is None else emit(*args, **kwargs)
 
-    kind.forward = forward  # type: ignore[assignment]
+    kind.forward = forward
     try:
         yield
     finally:
-        kind.forward = original  # type: ignore[method-assign]
+        kind.forward = original

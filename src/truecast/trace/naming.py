@@ -21,7 +21,7 @@ def canonical(model: ir.Model) -> None:
     """Sorts and names the nodes and values of a finished graph."""
     graph = model.graph
     _sort(graph)
-    ends = {value for value in (*graph.inputs, *graph.outputs)} | set(graph.initializers.values())
+    ends = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
     scopes: dict[ir.Value, str] = {}
     counts: Counter[str] = Counter()
     taken = {value.name for value in ends}
@@ -60,7 +60,8 @@ def _sort(graph: ir.Graph) -> None:
 def _scope(node: ir.Node, scopes: dict[ir.Value, str]) -> str:
     """The latest layer among those that feed the node, or the empty string."""
     found = [scopes.get(value, "") for value in node.inputs if value is not None]
-    found += [m.group(1) for v in node.inputs if v is not None and v.is_initializer() and (m := _LAYER.match(v.name or ""))]
+    weights = [value.name or "" for value in node.inputs if value is not None and value.is_initializer()]
+    found += [own.group(1) for name in weights if (own := _LAYER.match(name))]
     return max(found, key=_depth, default="")
 
 
@@ -68,9 +69,7 @@ def _depth(scope: str) -> int:
     return int(scope.rpartition(".")[2]) if scope else -1
 
 
-def _name(
-    node: ir.Node, index: int, value: ir.Value, scope: str, counts: Counter[str], taken: set[str | None]
-) -> str:
+def _name(node: ir.Node, index: int, value: ir.Value, scope: str, counts: Counter[str], taken: set[str | None]) -> str:
     given = value.name or ""
     if ("." in given and given not in taken) or given in OWN_NAMES:
         return given

@@ -59,7 +59,7 @@ def rotary_seam(model: PreTrainedModel, lowering: RotaryLowering | None) -> Iter
             setattr(modules[name], ROTARY_FUNCTION, originals[name])
 
 
-def _frequencies(module: nn.Module, position_ids: Tensor, layer_type: str | None) -> Tensor:
+def _frequencies(module: Any, position_ids: Tensor, layer_type: str | None) -> Tensor:
     """Inverse frequencies for the longest position of this call, as the author's own functions define them.
 
     dynamic: recomputed for every length above the trained one. longrope: one of two sets, by length.
@@ -108,7 +108,7 @@ def functional_frequencies(model: nn.Module) -> Iterator[None]:
             del module.forward
 
 
-def _pure_forward(module: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
+def _pure_forward(module: Any, plain: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(plain)
     def forward(x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
         name = f"{layer_type}_inv_freq" if layer_type else "inv_freq"

@@ -7,7 +7,8 @@ dialect's operator. Anything else raises `LeafMismatch`, and the model is traced
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,13 +30,13 @@ LARGE_POSITION = 1 << 18
 """Query position at which a mask function is probed: past any published attention window (2¹⁷ at most)."""
 
 
-class _GraphLayer(CacheLayerMixin):
+class _GraphLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's cache: the past is a graph input, the present a graph output."""
 
     is_sliding = False
 
     def __init__(self, cache: GraphCache, index: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.cache, self.index = cache, index
         self.is_initialized = True
 
@@ -190,7 +191,9 @@ class AttentionSeam:
                 self._compare(author, module, call, kwargs)
         self._checked.add(kind)
 
-    def _compare(self, author: Callable[..., Any], module: nn.Module, call: AttentionCall, kwargs: dict[str, Any]) -> None:
+    def _compare(
+        self, author: Callable[..., Any], module: nn.Module, call: AttentionCall, kwargs: Mapping[str, Any]
+    ) -> None:
         generator = torch.Generator().manual_seed(PROBE_SEED)
 
         def random(*shape: int) -> Tensor:
@@ -198,10 +201,11 @@ class AttentionSeam:
 
         heads, kv_heads, width = int(call.query.shape[1]), int(call.key.shape[1]), int(call.query.shape[3])
         query, key, value = random(2, heads, 5, width), random(2, kv_heads, 5, width), random(2, kv_heads, 5, width)
-        query = query * 8 * width**-0.5 / call.scale / max(width, 1) ** 0.5  # scores large enough for a soft cap to bite
+        query = query * 8 / (width * call.scale)  # scores large enough for a soft cap to bite
         mask = torch.triu(torch.full((5, 5), -1e9, dtype=torch.float64), 1)[None, None]
         sinks = None if call.sinks is None else random(heads)
-        options = {"scaling": call.scale, "dropout": 0.0, **{k: v for k, v in kwargs.items() if not isinstance(v, Tensor)}}
+        options = {key: value for key, value in kwargs.items() if not isinstance(value, Tensor)}
+        options |= {"scaling": call.scale, "dropout": 0.0}
         if call.softcap:
             options["softcap"] = call.softcap
         if sinks is not None:
@@ -214,10 +218,9 @@ class AttentionSeam:
 
 def _author_attention(module: nn.Module) -> Callable[..., Any] | None:
     """The attention function written beside the author's module, where transformers' convention puts it."""
-    import inspect
-
     forward = inspect.unwrap(type(module).forward)
-    return forward.__globals__.get("eager_attention_forward")
+    function: Callable[..., Any] | None = forward.__globals__.get("eager_attention_forward")
+    return function
 
 
 @contextmanager

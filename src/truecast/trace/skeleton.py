@@ -23,10 +23,11 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreT
     raw = dict(checkpoint.config)
     kind = raw.pop("model_type", None)
     if kind in CONFIG_MAPPING:
-        config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
-        return config
+        known: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
+        return known
     if "auto_map" in raw and trust_remote_code:
-        return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=True)
+        foreign: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=True)
+        return foreign
     if "auto_map" in raw:
         raise InputError(
             f"{checkpoint.path} brings its own code for model type {kind!r}; pass --trust-remote-code if you trust it."
@@ -42,7 +43,7 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_cod
     Raises InputError when transformers has no causal language model for this configuration.
     """
     try:
-        model = AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
         )
     except ValueError as error:
@@ -71,7 +72,7 @@ def real_buffers(model: PreTrainedModel, names: Iterator[str] | list[str]) -> Ma
     for name in names:
         owner_name, _, buffer = name.rpartition(".")
         owner = _real_copy(model.get_submodule(owner_name))
-        model._init_weights(owner)
+        model._init_weights(owner)  # type: ignore[no-untyped-call]
         values[name] = owner._buffers[buffer]  # type: ignore[assignment]
     unset = [name for name, value in values.items() if value.is_floating_point() and bool(value.isnan().any())]
     if unset:

@@ -64,7 +64,7 @@ def _body(enter: ir.Node, leave: ir.Node, prefix: str) -> _Body:
         if producer is enter:
             return True
         if producer not in own:
-            own[producer] = any([depends(x) for x in producer.inputs])
+            own[producer] = any(list(map(depends, producer.inputs)))  # visit them all
         return own[producer] or _names_weight(producer, prefix)
 
     for value in leave.inputs:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from truecast.checkpoint.model import Array, StoredTensor
 from truecast.dialects.expand import CONTRIB, NodeWriter
+from truecast.errors import InputError
 from truecast.weights.binding import Alias, Binding, Operand, stacked
 from truecast.weights.quantize import blocks_per_row, quantize_rows
 from truecast.weights.sources import Sources, finite_rows
@@ -298,13 +299,11 @@ ROWS_AT_ONCE = 1 << 24
 """Weights read at once while transposing (64 MiB of float32)."""
 
 
-def cast(values: Array, target: np.dtype, name: str) -> Array:  # type: ignore[type-arg]
+def cast(values: Array, target: np.dtype[Any], name: str) -> Array:
     """Float32 values as `target`; raises InputError when float16 cannot hold them."""
     with np.errstate(over="ignore"):
         result: Array = values.astype(target)
     if target == np.float16 and not np.isfinite(result).all():
-        from truecast.errors import InputError
-
         raise InputError(f"{name!r} holds values beyond float16's range (65504); choose --precision fp32 or int4.")
     return result
 
@@ -350,6 +349,3 @@ def _row_shape(operand: Operand) -> tuple[int, int]:
 
 def _word(dtype: ir.DataType) -> str:
     return {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}.get(dtype, dtype.name.lower())
-
-
-assert ml_dtypes  # registers bfloat16 with NumPy, which checkpoints use

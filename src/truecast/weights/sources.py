@@ -12,7 +12,7 @@ from truecast.checkpoint.model import Array, Checkpoint, StoredTensor
 from truecast.errors import InputError
 
 NEVER_PARAMETERS = (
-    (re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$"), "a rotary table, recomputed from the configuration"),
+    (re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$"), "a rotary table, made anew from config.json"),
     (re.compile(r"\.attn\.(bias|masked_bias)$|\.attention\.(bias|masked_bias)$"), "a causal mask kept as a buffer"),
 )
 """Tensors that older versions of transformers saved although they are no weights."""

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.artifact import HASH_CHUNK_BYTES, WeightInfo
+from truecast.checkpoint.model import Array
 from truecast.errors import InputError
 from truecast.weights.binding import Alias, Binding, Operand
 
@@ -103,8 +104,8 @@ def _job(binding: Binding, places: list[Placed], start: int, stop: int, descript
     return run
 
 
-def _write_at(descriptor: int, array: np.ndarray, offset: int) -> None:  # type: ignore[type-arg]
-    view = memoryview(array.reshape(-1).view(np.uint8))
+def _write_at(descriptor: int, array: Array, offset: int) -> None:
+    view = memoryview(array.reshape(-1).view(np.uint8).data)
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
@@ -148,8 +149,8 @@ def link_weights(folder: Path, bindings: Sequence[Binding]) -> list[WeightInfo]:
             os.link(path.resolve(), folder / path.name)
         except OSError as error:
             raise InputError(
-                f"{path} cannot be linked into {folder} ({error.strerror}); leave --link-weights out, or choose a folder "
-                "on the same disk."
+                f"{path} cannot be linked into {folder} ({error.strerror}); "
+                "leave --link-weights out, or choose a folder on the same disk."
             ) from error
     return [_linked_account(binding) for binding in bindings]
 

@@ -30,7 +30,14 @@ class GroupQueryAttention:
         return None
 
     def reference(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float, sinks: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        scale: float,
+        softcap: float,
+        sinks: Tensor | None,
     ) -> Tensor:
         """See `AttentionLowering`."""
         group = query.shape[1] // key.shape[1]

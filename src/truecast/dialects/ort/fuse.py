@@ -69,9 +69,7 @@ def _describe(node: ir.Node) -> _Rotation:
     assert cos is not None and sin is not None and cos.shape is not None
     width = cos.shape[-1]
     assert isinstance(width, int)
-    return _Rotation(
-        cos, sin, node.attributes["interleaved"].as_int(), node.attributes["repeated"].as_int(), width
-    )
+    return _Rotation(cos, sin, node.attributes["interleaved"].as_int(), node.attributes["repeated"].as_int(), width)
 
 
 def _head_dim(node: ir.Node) -> int:
@@ -106,9 +104,7 @@ def _evaluate(model: ir.Model, rotation: _Rotation, positions: int) -> tuple[Arr
     small = ir.Model(part, ir_version=model.ir_version)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(
-        ir.to_proto(small).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(ir.to_proto(small).SerializeToString(), options, providers=["CPUExecutionProvider"])
     tables = session.run(None, {"position_ids": np.arange(positions, dtype=np.int64)[None]})
     half = rotation.width // 2
     kept = slice(0, None, 2) if rotation.repeated else slice(0, half)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from truecast.dialects.model import Emit
 from truecast.dialects.probe import PROBE_SEED, agrees, author_call, with_random_weights
 
 
-def _abstract(kind: str, x: Tensor, attributes: dict[str, int | str], shape: list[int], dtype: torch.dtype) -> Tensor:
+def _abstract(kind: str, x: Tensor, attributes: dict[str, Any], shape: list[int], dtype: torch.dtype) -> Tensor:
     result: Tensor = torch.onnx.ops.symbolic(f"truecast::{kind}", [x], attributes, dtype=dtype, shape=shape, version=1)
     return result
 
@@ -37,7 +38,7 @@ class LinearLowering:
         if transposed is None:
             return None
         outputs, inputs = weight.shape if not transposed else weight.shape[::-1]
-        attributes: dict[str, int | str] = {
+        attributes: dict[str, Any] = {
             "weight": f"{name}.weight",
             "bias": f"{name}.bias" if bias is not None else "",
             "transposed": int(transposed),
@@ -58,7 +59,9 @@ class LinearLowering:
             return None
         small = with_random_weights(_shrunk(module))
         x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(PROBE_SEED), dtype=torch.float64)
-        expected = x @ small.weight + (small.bias if small.bias is not None else 0)
+        weight, bias = small._parameters["weight"], small._parameters["bias"]
+        assert weight is not None
+        expected = x @ weight + (bias if bias is not None else 0)
         return True if agrees(author_call(small.forward, x), expected) else None
 
 
@@ -83,7 +86,7 @@ class EmbeddingLowering:
         """See `ModuleLowering`."""
         if not isinstance(module, nn.Embedding) or module.max_norm is not None:
             return None
-        attributes: dict[str, int | str] = {
+        attributes: dict[str, Any] = {
             "weight": f"{name}.weight",
             "V": module.num_embeddings,
             "H": module.embedding_dim,
@@ -110,8 +113,8 @@ class _NormForm:
             x = x - x.mean(-1, keepdim=True)
         y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.weight:
-            y = y * (module._parameters[self.weight] + self.offset)
-        return y + module._parameters[self.bias] if self.bias else y
+            y = y * (module.get_parameter(self.weight) + self.offset)
+        return y + module.get_parameter(self.bias) if self.bias else y
 
 
 class NormLowering:
@@ -156,13 +159,12 @@ def _norm_forms(module: nn.Module, parameters: list[str]) -> Iterator[_NormForm]
 
 def _emit_norm(module: nn.Module, form: _NormForm, x: Tensor) -> Tensor:
     """SimplifiedLayerNormalization or LayerNormalization over the last axis, computed in float32."""
-    scale = module._parameters[form.weight] if form.weight else torch.ones(x.shape[-1], dtype=x.dtype)
-    assert scale is not None
+    scale: Tensor = module.get_parameter(form.weight) if form.weight else torch.ones(x.shape[-1], dtype=x.dtype)
     if form.offset:
         scale = scale + form.offset
     inputs = [x, scale]
     if form.bias:
-        inputs.append(module._parameters[form.bias])
+        inputs.append(module.get_parameter(form.bias))
     result: Tensor = torch.onnx.ops.symbolic(
         "LayerNormalization" if form.centred else "SimplifiedLayerNormalization",
         inputs,

@@ -24,11 +24,8 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor, form: RotaryForm) -> Tenso
         else (turned[..., : width // 2], turned[..., width // 2 :])
     )
     real, imaginary = first * cos - second * sin, first * sin + second * cos
-    if form.interleaved:
-        turned = torch.stack((real, imaginary), -1).flatten(-2)
-    else:
-        turned = torch.cat((real, imaginary), -1)
-    return torch.cat((turned, rest), -1)
+    pairs = torch.stack((real, imaginary), -1).flatten(-2) if form.interleaved else torch.cat((real, imaginary), -1)
+    return torch.cat((pairs, rest), -1)
 
 
 def _angles(table: Tensor, form: RotaryForm) -> Tensor:

@@ -1,0 +1,134 @@
+"""Tier 4: the same greedy tokens as the author's model, from prompts of unequal length in one batch.
+
+The artifact generates through truecast's own runtime, the author's model in a plain loop. Where the two part, the
+author's model is asked how much it prefers its own token; only when that is less than the error measured in tier 2 (a
+logit may be off by it, upwards in one token and downwards in the other) is the difference excused. Behind the first
+difference a row is not compared: the texts are different ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from truecast.artifact import Check
+from truecast.proof.operators import Array
+from truecast.proof.reference import Reference
+from truecast.proof.sessions import RUN_ERRORS
+from truecast.proof.tally import broken, check
+from truecast.runtime.decoder import Decoder, positions
+from truecast.runtime.generate import GenerationOptions, generate
+
+TIER = "generation"
+NEW_TOKENS = 64
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the author's model generated: tokens [rows, new], and by how much it preferred its token to the second."""
+
+    prompts: Sequence[Sequence[int]]
+    tokens: Array
+    gaps: Array
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an artifact's tokens agree with a story.
+
+    `equal` counts the tokens up to each row's first difference, `excused` the rows that part at a tie, and `parted` the
+    others, each as a sentence.
+    """
+
+    equal: tuple[int, ...]
+    excused: int
+    parted: tuple[str, ...]
+
+
+def new_tokens(prompts: Sequence[Sequence[int]], context: int | None) -> int:
+    """How many tokens to generate: NEW_TOKENS, or what the context leaves."""
+    longest = max(len(prompt) for prompt in prompts)
+    return NEW_TOKENS if context is None else max(1, min(NEW_TOKENS, context - longest))
+
+
+def author_story(
+    reference: Reference, prompts: Sequence[Sequence[int]], count: int, progress: Progress | None = None
+) -> Story:
+    """Greedy tokens of the author's model, the prompts padded on the left in one batch."""
+    length = max(len(prompt) for prompt in prompts)
+    ids, mask = (np.zeros((len(prompts), length), np.int64) for _ in range(2))
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :], mask[row, length - len(prompt) :] = prompt, 1
+    reference.reset()
+    cache, tokens, gaps = reference.new_cache(), [], []
+    for index in range(count):
+        logits = reference.step(cache, ids, mask, positions(mask, ids.shape[1]), 1)[:, -1]
+        best = np.partition(logits, -2, axis=-1)[:, -2:]
+        ids = logits.argmax(-1)[:, None].astype(np.int64)
+        mask = np.concatenate([mask, np.ones_like(ids)], 1)
+        tokens.append(ids[:, 0])
+        gaps.append(best[:, 1] - best[:, 0])
+        if progress:
+            progress(index + 1, count)
+    return Story(prompts, np.stack(tokens, 1), np.stack(gaps, 1))
+
+
+def artifact_tokens(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Array:
+    """Greedy tokens [rows, count] of the artifact; no row ends early."""
+    options = GenerationOptions(max_new_tokens=count, eos_token_ids=())
+    steps = [step.tokens for step in generate(decoder, prompts, options)]
+    rows = len(prompts)
+    columns = [[-1 if token is None else token for token in step] for step in steps]
+    return np.array(columns, np.int64).reshape(-1, rows).T
+
+
+def agreement(story: Story, tokens: Array, error: float) -> Agreement:
+    """Compares an artifact's tokens with a story; `error` is the largest error of a logit."""
+    equal, excused, parted = [], 0, []
+    count = story.tokens.shape[1]
+    for row, (want, got) in enumerate(zip(story.tokens, tokens, strict=True)):
+        differs = np.flatnonzero(want != got) if len(got) == count else np.array([min(len(got), count - 1)])
+        first = int(differs[0]) if len(differs) else count
+        equal.append(first)
+        if first == count:
+            continue
+        gap = float(story.gaps[row, first])
+        if len(got) == count and gap <= 2 * error:
+            excused += 1
+        else:
+            parted.append(f"prompt {row} at token {first}, where the reference's choice leads by {gap:.3g}")
+    return Agreement(tuple(equal), excused, tuple(parted))
+
+
+def generation_check(decoder: Decoder, story: Story, error: float, name: str) -> Check:
+    """The gate: no row may part from the author's but at a tie."""
+    count = story.tokens.shape[1]
+    try:
+        found = agreement(story, artifact_tokens(decoder, story.prompts, count), error)
+    except RUN_ERRORS as problem:
+        return broken(TIER, name, f"generation does not run: {str(problem).strip().splitlines()[0]}")
+    detail = f"{len(story.prompts)} prompts of {_lengths(story)} tokens, {count} new ones each; {found.excused} part at a tie"
+    if found.parted:
+        detail += f"; {found.parted[0]}"
+    return check(TIER, name, float(len(found.parted)), 0.0, "rows that part", detail)
+
+
+def shipped_check(decoder: Decoder, story: Story, name: str) -> Check:
+    """Reported, not gated: how long the texts stay the same with int8 activations."""
+    count = story.tokens.shape[1]
+    try:
+        found = agreement(story, artifact_tokens(decoder, story.prompts, count), 0.0)
+    except RUN_ERRORS as problem:
+        return broken(TIER, name, f"generation does not run: {str(problem).strip().splitlines()[0]}")
+    same = sum(length == count for length in found.equal)
+    detail = f"mean of the equal tokens at the start; {same} of {len(found.equal)} texts are the very same"
+    return check(TIER, name, float(np.mean(found.equal)), 0.0, f"of {count} tokens", detail, at_least=True)
+
+
+def _lengths(story: Story) -> str:
+    lengths = [len(prompt) for prompt in story.prompts]
+    return f"{min(lengths)} to {max(lengths)}"
