@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tests.checkpoint.gguf_files import BY_NAME as GGUF_CASES
 from tests.cli.conftest import Command
 
-BLOCKS = "is not one that MatMulNBits takes; choose one of 16, 32, 64, 128, 256."
+BLOCKS = "choose one of 16, 32, 64, 128, 256."
 UP = "model.layers.1.mlp.up_proj.weight"
 Damage = Callable[[Path], object]
 
@@ -141,12 +141,12 @@ def test_a_folder_that_is_no_artifact_is_named(verb: list[str], truecast_: Comma
         (
             "--block-size",
             "48",
-            f"The block size 48 {BLOCKS}",
+            f"MatMulNBits does not take the block size 48; {BLOCKS}",
         ),
         (
             "--block-size",
             "512",
-            f"The block size 512 {BLOCKS}",
+            f"MatMulNBits does not take the block size 512; {BLOCKS}",
         ),
         ("--precison", "int4", "There is no option --precison; did you mean --precision?"),
     ],

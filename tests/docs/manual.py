@@ -6,6 +6,7 @@ Blocks are told apart by the words behind the fence:
 |---|---|
 | `sh` | each line runs in the page's folder; `status=N` behind it is the exit status it must give |
 | `python` | runs as a cell of a notebook: one namespace for the page, and a last expression is shown |
+| … `needs=M` | is left out where the module M is not installed |
 | `sh elsewhere` | for another machine or a long time; only its `make` targets and file names are checked |
 | `text` | right behind one of the above: what it prints, where `…` stands for anything |
 | others | are not looked at |
@@ -16,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,6 +48,12 @@ class Block:
     def status(self) -> int:
         """The exit status that every line of a shell block must give."""
         return next((int(word.removeprefix("status=")) for word in self.words if word.startswith("status=")), 0)
+
+    @property
+    def possible(self) -> bool:
+        """Whether the optional module that the block needs is installed."""
+        needed = [word.removeprefix("needs=") for word in self.words if word.startswith("needs=")]
+        return all(find_spec(name) is not None for name in needed)
 
 
 def blocks(text: str) -> list[Block]:

@@ -9,7 +9,7 @@ import typer
 from truecast import __version__
 from truecast.cli import options as given
 
-app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _version(wanted: bool) -> None:
@@ -29,7 +29,10 @@ def truecast(
 
 @app.command()
 def inspect(source: given.SourcePath, as_json: given.AsJson = False) -> int:
-    """Says what a checkpoint is, how it is stored, what it can become and what that will cost."""
+    """Says what a checkpoint is.
+
+    How it is stored, what it can become, and what that will cost. Reads headers only.
+    """
     from truecast import api
     from truecast.cli import show
 
@@ -51,7 +54,10 @@ def export(
     trust_remote_code: given.TrustRemoteCode = False,
     as_json: given.AsJson = False,
 ) -> int:
-    """Casts the checkpoint SOURCE into the folder OUT and proves it."""
+    """Casts a checkpoint and proves the result.
+
+    The folder OUT appears when the proof has passed; otherwise the result is kept as OUT.rejected.
+    """
     from truecast import api
     from truecast.cli import choice, show
     from truecast.cli.meter import Meter
@@ -78,7 +84,10 @@ def export(
 
 @app.command()
 def verify(out: given.ArtifactFolder, against: given.Against = None, as_json: given.AsJson = False) -> int:
-    """Proves the artifact in OUT again, against the checkpoint it was made from."""
+    """Proves an artifact again.
+
+    Compares with the checkpoint that it was made from; changes nothing on disk.
+    """
     from truecast import api
     from truecast.cli import show
     from truecast.cli.meter import Meter
@@ -100,7 +109,10 @@ def run(
     seed: given.Seed = None,
     as_json: given.AsJson = False,
 ) -> int:
-    """Continues PROMPT with the artifact in OUT, printing the text as it comes."""
+    """Continues a text.
+
+    Prints what the artifact in OUT makes of PROMPT, as it comes.
+    """
     from truecast import api
     from truecast.cli import show
 

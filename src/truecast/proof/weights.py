@@ -46,6 +46,7 @@ class Fault:
     """A weight that is not the checkpoint's: its parameter, the bound's share it takes, and a sentence."""
 
     parameter: str
+    initializers: tuple[str, ...]
     share: float
     detail: str
 
@@ -115,7 +116,7 @@ def value_check(
         share, detail = _share(reference, weight)
         worst.add(share, 1.0, detail)
         if not share <= 1.0:
-            faults.append(Fault(weight.parameter, share, detail))
+            faults.append(Fault(weight.parameter, weight.initializers, share, detail))
         if progress:
             progress(index + 1, len(weights))
     name = "weights are the checkpoint's"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -26,16 +26,16 @@ WRAPPER = "decoder."
 """Prefix of every parameter's name inside the step module."""
 
 
-def capture(step: nn.Module, layers: Sequence[int], opset: int) -> ir.Model:
+def capture(step: nn.Module, cached: Callable[[], Sequence[int]], opset: int) -> ir.Model:
     """The graph of one decoding step; initializers are named after the author's parameters and hold no data.
 
-    `step(input_ids, attention_mask, position_ids, past_probe)` returns logits and, flat, each layer's present key and
-    value; `past_probe` has the length of the past and is not read.
+    `step(input_ids, attention_mask, position_ids, past_probe)` returns logits and, flat, the present key and value of
+    the layers that `cached()` names afterwards; `past_probe` has the length of the past and is not read.
     """
     with fake_tensors(), torch.no_grad():
         program = _export(step)
     _require_dynamic(program)
-    graph = _to_onnx(program, [f"present.{layer}.{part}" for layer in layers for part in ("key", "value")], opset)
+    graph = _to_onnx(program, [f"present.{layer}.{part}" for layer in cached() for part in ("key", "value")], opset)
     ClearMetadataAndDocStringPass()(graph)
     graph.producer_name, graph.producer_version = "truecast", None
     for name, value in list(graph.graph.initializers.items()):

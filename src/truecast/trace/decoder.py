@@ -30,7 +30,7 @@ from truecast.trace.leaves import lowered_leaves
 from truecast.trace.rotary import functional_frequencies, rotary_seam
 from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, attention_seam
 from truecast.trace.skeleton import build_decoder, checkpoint_renamer, fake_tensors, real_buffers, tied_names
-from truecast.trace.stamp import stamp
+from truecast.trace.stamp import sort_cache, stamp
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,15 @@ class _Step(nn.Module):
         self.decoder, self.shapes, self.lowered, self.padding = model, shapes, lowered, padding
         self.stand_ins: Callable[[GraphCache], Any] = lambda cache: nullcontext()
         self.seam: AttentionSeam | None = None
+        self.cached: list[int] = []
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_probe: Tensor) -> Any:
         batch, dtype = input_ids.shape[0], self.decoder.dtype
-        past = {i: past_of(i, shape, past_probe, dtype, batch) for i, shape in self.shapes.items()}
-        context = StepContext(past, past_probe.shape[0], attention_mask.shape[1])
+
+        def make_past(layer: int) -> tuple[Tensor, Tensor]:
+            return past_of(layer, self.shapes[layer], past_probe, dtype, batch)
+
+        context = StepContext(self.shapes, make_past, past_probe.shape[0], attention_mask.shape[1])
         if self.lowered:
             self._contract(context, attention_mask, input_ids)
         cache = GraphCache(context, max(self.shapes) + 1, self.lowered)
@@ -82,7 +86,8 @@ class _Step(nn.Module):
                 past_key_values=cache,
                 use_cache=True,
             ).logits
-        return logits.float(), [t for i in self.shapes for t in context.present[i]]
+        self.cached = sorted(context.present)
+        return logits.float(), [t for layer in self.cached for t in context.present[layer]]
 
     def _contract(self, context: StepContext, mask: Tensor, ids: Tensor) -> None:
         """What the attention operator is told about the mask; `expand` turns it into standard operators."""
@@ -197,7 +202,7 @@ def _trace(
         counts = stack.enter_context(lowered_leaves(model, dialect))
         if layers is not None:
             step.stand_ins = lambda cache: traced_once(layers[1], cache)
-        graph = capture(step, list(shapes), dialect.opset)
+        graph = capture(step, lambda: step.cached, dialect.opset)
         counts = Counter(counts)
     return _finish(model, graph, shapes, counts, reasons, step, layers, any(seam.calls for seam in rotary))
 
@@ -216,6 +221,7 @@ def _finish(
     if layers is not None:
         stamp(graph, layers[0])
         clean(graph)
+    sort_cache(graph)
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     persistent = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     missing = [

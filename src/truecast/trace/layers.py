@@ -1,8 +1,9 @@
 """Tracing each kind of layer once.
 
 Data flow: during the trace, the first layer of a kind runs between the markers `truecast::Enter` and `truecast::Exit`,
-and every other layer of that kind leaves a single `truecast::Layer` → after it, `stamp` copies the marked nodes in
-place of each of those, under its own weight names. So a trace hardly takes longer for a deeper model.
+and every other layer of that kind leaves a single `truecast::Layer` without a cache → after it, `stamp` copies the
+marked nodes in place of each of those, under its own weight names and with its own past and present. So a trace hardly
+takes longer for a deeper model.
 
 Two layers are of one kind when their modules are built alike (`structure`) and they are called alike.
 """
@@ -96,18 +97,19 @@ class LayerTracer:
         others = tuple(None if isinstance(leaf, Tensor) else _comparable(leaf) for leaf in leaves)
         key = (self._structures[index], spec, others)
         context = self.cache.context
-        past = list(context.past.get(index, ()))
-        inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)] + context.shared() + past
+        inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)] + context.shared()
         kind = self.kinds.get(key)
         if kind is None:
             return self._run(index, key, leaves, spec, inputs)
-        if kind.has_cache != bool(past):
+        if kind.has_cache != (index in context.shapes):
             raise UnlikeLayersError("layers built alike use the cache differently")
         outputs = mark(LAYER, inputs, {"layer": index, "like": kind.index}, kind.outputs)
-        return self._unpack(index, kind, outputs)
+        return pytree.tree_unflatten(outputs, kind.spec)
 
     def _run(self, index: int, key: Any, leaves: list[Any], spec: Any, inputs: list[Tensor]) -> Any:
         context = self.cache.context
+        past = list(context.past_of(index)) if index in context.shapes else []
+        inputs = inputs + past
         entered = iter(mark(ENTER, inputs, {"layer": index}, inputs))
         leaves = [next(entered) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         inner = context.with_shared([next(entered) for _ in context.shared()])
@@ -119,10 +121,12 @@ class LayerTracer:
         outputs, out_spec = pytree.tree_flatten(result)
         if not all(isinstance(x, Tensor) for x in outputs) or set(inner.present) != set(inner.past):
             raise UnlikeLayersError("a layer returns or caches something of its own")
-        outputs += [x for pair in inner.present.values() for x in pair]
-        kind = _Kind(index, outputs, out_spec, bool(rest))
-        self.kinds[key] = kind
-        return self._unpack(index, kind, mark(EXIT, outputs, {"layer": index}, outputs))
+        self.kinds[key] = _Kind(index, outputs, out_spec, bool(rest))
+        present = [x for pair in inner.present.values() for x in pair]
+        results = mark(EXIT, outputs + present, {"layer": index}, outputs + present)
+        if present:
+            context.present[index] = (results[-2], results[-1])
+        return pytree.tree_unflatten(results[: len(outputs)], out_spec)
 
     def _forward(self, index: int, inner: StepContext, args: Any, kwargs: Any) -> Any:
         outer, self.cache.context = self.cache.context, inner
@@ -134,12 +138,6 @@ class LayerTracer:
         if any(number.used for number in numbers):
             raise UnlikeLayersError("a layer computes with its own number")
         return result
-
-    def _unpack(self, index: int, kind: _Kind, outputs: list[Tensor]) -> Any:
-        if kind.has_cache:
-            self.cache.context.present[index] = (outputs[-2], outputs[-1])
-            outputs = outputs[:-2]
-        return pytree.tree_unflatten(outputs, kind.spec)
 
 
 def _comparable(value: Any) -> Any:

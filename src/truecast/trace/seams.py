@@ -77,17 +77,21 @@ class GraphCache(Cache):
         if self.append_in_operator:
             self.handed_out[index] = (key, value)
             return key, value
-        past_key, past_value = self.context.past[index]
+        past_key, past_value = self.context.past_of(index)
         present = (torch.cat([past_key, key], 2), torch.cat([past_value, value], 2))
         self.context.present[index] = present
         return present
+
+
+def _no_past(layer: int) -> tuple[Tensor, Tensor]:
+    raise LeafMismatch(f"layer {layer} reads a past that a recording run does not have")
 
 
 class RecordingCache(GraphCache):
     """Notes the shapes of the keys and values that each layer stores; the past is empty."""
 
     def __init__(self, layers: int) -> None:
-        super().__init__(StepContext({}, 0, 0), layers, append_in_operator=True)
+        super().__init__(StepContext({}, _no_past, 0, 0), layers, append_in_operator=True)
         self.shapes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
 
     def append(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +153,7 @@ class AttentionSeam:
         index = self._layer(key, value)
         context = self.cache.context
         assert context.last_position is not None and context.total_length is not None
-        past_key, past_value = context.past[index]
+        past_key, past_value = context.past_of(index)
         call = AttentionCall(
             query=query,
             key=key,

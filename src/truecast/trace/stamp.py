@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from truecast.trace.cleanup import replace
 from truecast.trace.layers import ENTER, EXIT, LAYER
+
+
+PARTS = ("key", "value")
+CACHE_NAME = re.compile(r"(?:past_key_values|present)\.(\d+)\.(key|value)")
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,11 @@ def _names_weight(node: ir.Node, prefix: str) -> bool:
 
 def _copy(graph: ir.Graph, body: _Body, place: ir.Node, old: str, new: str) -> None:
     """Copies the body in front of `place`, a Layer node, and lets the copies stand in for its outputs."""
-    values: dict[ir.Value, ir.Value] = dict(zip(body.inputs, place.inputs, strict=True))  # type: ignore[arg-type]
+    values: dict[ir.Value, ir.Value] = dict(zip(body.inputs, place.inputs))  # type: ignore[arg-type]  # noqa: B905
+    index = place.attributes["layer"].as_int()
+    for part, past in zip(PARTS, body.inputs[len(place.inputs) :], strict=False):
+        values[past] = ir.Value(name=f"past_key_values.{index}.{part}", shape=past.shape, type=past.type)
+        graph.inputs.append(values[past])
 
     def mapped(value: ir.Value | None) -> ir.Value | None:
         if value is None or value in values:
@@ -105,11 +114,27 @@ def _copy(graph: ir.Graph, body: _Body, place: ir.Node, old: str, new: str) -> N
         values.update(zip(node.outputs, outputs, strict=True))
         graph.insert_before(place, copy)
     _name_result(mapped(body.outputs[0]), new.removesuffix("."))
-    for result, source in zip(place.outputs, body.outputs, strict=True):
-        replacement = mapped(source)
+    results = [mapped(source) for source in body.outputs]
+    for result, replacement in zip(place.outputs, results):  # noqa: B905 - the rest is the present
         assert replacement is not None
         replace(result, replacement)
+    for part, present in zip(PARTS, results[len(place.outputs) :], strict=False):
+        assert present is not None
+        present.name = f"present.{index}.{part}"
+        graph.outputs.append(present)
     graph.remove(place, safe=True)
+
+
+def sort_cache(model: ir.Model) -> None:
+    """Orders past inputs and present outputs by layer."""
+    graph = model.graph
+
+    def order(value: ir.Value) -> tuple[int, str]:
+        match = CACHE_NAME.fullmatch(value.name or "")
+        return (int(match[1]), match[2]) if match else (-1, "")
+
+    for values in (graph.inputs, graph.outputs):
+        values[:] = sorted(values, key=order)
 
 
 def _renamed(attribute: ir.Attr, old: str, new: str) -> ir.Attr:
