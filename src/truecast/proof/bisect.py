@@ -249,8 +249,7 @@ class _Search:
             return None
         want = parameter.detach().numpy()
         got = weight.rows(0, weight.shape[0] if weight.shape else 1).reshape(weight.shape).astype(np.float32)
-        turned = weight.transposed or (weight.quantization is not None and weight.parameter in self.reference.transposed)
-        difference = np.abs((got.T if turned else got) - want).max()
+        difference = np.abs((got.T if self.reference.turned(weight) else got) - want).max()
         return None if difference <= SAME_WEIGHT * np.abs(want).max() else f"{weight.parameter} differs by {difference:.2g}"
 
     def _hint(self, node: ir.Node, recording: Recording) -> str:
@@ -354,7 +353,7 @@ def _evaluated(model: ir.Model, whole: ir.Model, value: str, fed: Mapping[str, A
         if initializer not in needed:
             del small.graph.initializers[name]
         else:
-            initializer.const_value = ir.tensor(np.asarray(array_of(whole, name)), name=name)
+            initializer.const_value = ir.tensor(np.asarray(fed.get(name, array_of(whole, name))), name=name)
     try:
         evaluator = ReferenceEvaluator(ir.to_proto(small), new_ops=list(EVALUATED))
         inputs = {v.name: fed[v.name] for v in small.graph.inputs if v.name in fed}

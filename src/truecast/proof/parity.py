@@ -14,13 +14,14 @@ term does not suffice. Padded positions are left out of every comparison, but no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
 from truecast.artifact import Check
-from truecast.proof.measures import drift, largest_gap
+from truecast.proof.measures import Drift, drift, largest_gap
 from truecast.proof.operators import Array
 from truecast.proof.points import Point
 from truecast.proof.reference import Reference
@@ -35,8 +36,9 @@ NOISE_FACTOR = 8.0
 """Tight limit in units of the reference's own rounding noise, where the model amplifies noise."""
 HALF_EPSILON = 2.0**-11
 """Largest relative error of one rounding to float16."""
-HALF_ROUNDINGS = 8.0
-"""Roundings of float16 on the way through one layer that add up in the residual stream (norm, products, residuals)."""
+HALF_ROUNDINGS = 16.0
+"""Values that one layer rounds to float16 on the way (norms, products, rotation, scores, residuals), about; the errors of
+n layers add up like a random walk."""
 SPARE = 3
 """Capacity of the caches beyond what a point needs, so that length and capacity are never taken for one another."""
 
@@ -45,23 +47,13 @@ ACTIVATION_KL, ACTIVATION_TOP1 = 2e-2, 0.90
 published 4-bit formats cost (llama.cpp's perplexity tool: mean KL of 0.02 to 0.05), so that the activations never cost
 more than the weights; at that KL about one choice in twenty changes in a real model, of which the gate leaves room for
 two."""
-TIE_NATS = 2 * (2 * ACTIVATION_KL) ** 0.5
-"""A choice that the reference likes less than its own by no more than this is a tie: KL ≈ σ²/2 of the logits' error, so
-this is two standard deviations of the error which the KL limit admits. Random weights give many such ties."""
 FORMAT_KL = 1.0
 """Price of the format, gated only against catastrophe: ten times the dearest published low-bit format (mean KL 0.1)."""
 HALF_KL, HALF_TOP1 = 1e-4, 0.995
 """Price of float16: what half-precision conversions are commonly held to."""
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """What tier 2 measured and later tiers need: the largest absolute error of a logit, and the worst points by name."""
-
-    error: float
-    failed: tuple[str, ...]
+NOTHING: Mapping[str, Sequence[Array]] = MappingProxyType({})
 
 
 @dataclass
@@ -82,8 +74,8 @@ class Subject:
     infinite: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     point_divergence: Worst = field(default_factory=Worst)
-    divergence: list[Array] = field(default_factory=list)
-    shortfall: list[Array] = field(default_factory=list)
+    price: list[Drift] = field(default_factory=list)
+    format_price: list[Drift] = field(default_factory=list)
 
 
 def reference_logits(reference: Reference, point: Point) -> Iterator[Array]:
@@ -121,20 +113,25 @@ def compare_all(
     reference: Reference,
     subjects: Sequence[Subject],
     points: Sequence[Point],
+    originals: Mapping[str, Sequence[Array]] = NOTHING,
     progress: Progress | None = None,
 ) -> None:
-    """Runs every subject at every point and takes the results into the subjects."""
+    """Runs every subject at every point and takes the results into the subjects.
+
+    `originals` holds, by a point's name, the logits of the original weights, for the price of the format.
+    """
     for index, point in enumerate(points):
         wanted = list(reference_logits(reference, point))
         for subject in subjects:
-            _compare(reference, subject, point, wanted)
+            _compare(reference, subject, point, wanted, originals.get(point.name) if subject.priced else None)
         if progress:
             progress(index + 1, len(points))
 
 
-def _compare(reference: Reference, subject: Subject, point: Point, wanted: Sequence[Array]) -> None:
-    divergences = [np.zeros(0)]
-    shortfalls = [np.zeros(0)]
+def _compare(
+    reference: Reference, subject: Subject, point: Point, wanted: Sequence[Array], originals: Sequence[Array] | None
+) -> None:
+    drifts = []
     runs = iter(graph_logits(subject.decoder, point))
     for number, (want, real) in enumerate(zip(wanted, real_positions(point), strict=True)):
         try:
@@ -149,11 +146,11 @@ def _compare(reference: Reference, subject: Subject, point: Point, wanted: Seque
             return
         _take_gap(reference, subject, point, number, got, want, real)
         if subject.priced:
-            found = drift(got, want, real)
-            divergences.append(found.divergence)
-            shortfalls.append(found.shortfall)
+            drifts.append(drift(got, want, real))
+        if originals is not None:
+            subject.format_price.append(drift(got, originals[number], real))
     if subject.priced:
-        _take_drift(subject, point, np.concatenate(divergences), np.concatenate(shortfalls))
+        _take_drift(subject, point, drifts)
 
 
 def _first_line(error: Exception) -> str:
@@ -185,12 +182,12 @@ def _noise(reference: Reference, point: Point, number: int, want: Array, real: A
     return largest_gap(want, runs[number], real).error
 
 
-def _take_drift(subject: Subject, point: Point, divergence: Array, shortfall: Array) -> None:
+def _take_drift(subject: Subject, point: Point, drifts: Sequence[Drift]) -> None:
+    divergence = np.concatenate([d.divergence for d in drifts])
     if len(divergence):
         subject.point_divergence.add(float(divergence.mean()), POINT_KL, point.name)
     if point.text:
-        subject.divergence.append(divergence)
-        subject.shortfall.append(shortfall)
+        subject.price.extend(drifts)
 
 
 POINT_KL = 10 * ACTIVATION_KL
@@ -212,21 +209,40 @@ def parity_checks(subject: Subject, against: str) -> list[Check]:
         worst = subject.worst
         detail = f"worst at {worst.where}; {worst.count} runs compared"
         checks.append(check(TIER, name, worst.value, worst.limit, "of the largest logit", detail))
+    if subject.priced and subject.point_divergence.count and not subject.tight:
+        worst = subject.point_divergence
+        detail = f"worst at {worst.where}"
+        checks.append(check(TIER, f"{name}, mean KL of one point", worst.value, worst.limit, "nats", detail))
     return checks
 
 
-def price_checks(
-    subject: Subject, what: str, divergence: Sequence[Array], shortfall: Sequence[Array], kl: float, top1: float | None
-) -> list[Check]:
-    """Mean KL and share of equal choices over the text points; `top1` None reports without a gate."""
-    nats = np.concatenate([np.zeros(0), *divergence])
-    lost = np.concatenate([np.zeros(0), *shortfall])
+def half_limit(layers: int) -> float:
+    """The limit for float16 arithmetic, in parts of the largest logit."""
+    return float(HALF_EPSILON * HALF_ROUNDINGS * (layers + 1) ** 0.5)
+
+
+def price_checks(what: str, drifts: Sequence[Drift], kl: float, top1: float | None) -> list[Check]:
+    """Mean KL and share of equal choices over the text points; without `top1` the second is not gated."""
+    nats = np.concatenate([np.zeros(0), *(d.divergence for d in drifts)])
+    lost = np.concatenate([np.zeros(0), *(d.shortfall for d in drifts)])
     if not len(nats):
-        return [broken(TIER, what, "nothing could be measured")]
-    agreed, exact = float((lost <= TIE_NATS).mean()), float((lost == 0).mean())
+        return [broken(TIER, f"{what}, mean KL", "nothing could be measured")]
+    tie = tie_nats(kl)
+    same, near = float((lost == 0).mean()), float((lost <= tie).mean())
     detail = f"{len(nats)} positions, 99th percentile {np.quantile(nats, 0.99):.2e}"
-    checks = [check(TIER, f"{what}, mean KL", float(nats.mean()), kl, "nats", detail)]
-    if top1 is not None:
-        detail = f"{exact:.1%} the very same; nearer than {TIE_NATS:.1f} nats counts as a tie"
-        checks.append(check(TIER, f"{what}, same choice", agreed, top1, "of positions", detail, at_least=True))
-    return checks
+    if top1 is None:
+        return [check(TIER, f"{what}, mean KL", float(nats.mean()), kl, "nats", f"{detail}, {same:.1%} the same choice")]
+    said = f"{same:.1%} the very same; a choice that the reference puts {tie:.2g} nats behind its own is a tie"
+    return [
+        check(TIER, f"{what}, mean KL", float(nats.mean()), kl, "nats", detail),
+        check(TIER, f"{what}, same choice", near, top1, "of positions", said, at_least=True),
+    ]
+
+
+def tie_nats(kl: float) -> float:
+    """A choice that the reference likes less than its own by no more than this many nats is a tie.
+
+    KL ≈ σ²/2 for an error of standard deviation σ in the logits, so this is two standard deviations of the error that
+    the limit on KL admits. Random weights give many such ties.
+    """
+    return float(2 * (2 * kl) ** 0.5)

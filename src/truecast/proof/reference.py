@@ -8,7 +8,7 @@ There is one model; loading other weights replaces the ones it had, so that memo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from truecast.checkpoint.model import Checkpoint
-from truecast.errors import InputError
 from truecast.proof.held import HeldWeight, row_chunks
 from truecast.proof.operators import Array
 from truecast.trace.skeleton import build_decoder, checkpoint_renamer, fake_tensors, load_config, real_buffers, tied_names
@@ -75,13 +75,14 @@ class Reference:
                 _rows(parameter, start, stop).copy_(_tensor(finite_rows(stored, start, stop)))
 
     def load_held(self, weights: Mapping[str, HeldWeight]) -> None:
-        """Takes the weights as an artifact holds them; a parameter it does not hold stays as it is."""
+        """Takes the weights as an artifact holds them; a parameter it lacks, or holds in another shape, stays as it is."""
         for name, parameter in self.parameters.items():
             weight = self.held(name, weights)
             if weight is None:
                 continue
-            turned = weight.transposed or (weight.quantization is not None and name in self.transposed)
-            target = parameter.T if turned else parameter
+            target = parameter.T if self.turned(weight) else parameter
+            if tuple(target.shape) != weight.shape:
+                continue
             for start, stop in weight.chunks():
                 _rows(target, start, stop).copy_(_tensor(weight.rows(start, stop)))
 
@@ -90,6 +91,10 @@ class Reference:
         tied = self.sources.tied
         names = [name, tied.get(name), *(k for k, v in tied.items() if v == name)]
         return next((weights[n] for n in names if n is not None and n in weights), None)
+
+    def turned(self, weight: HeldWeight) -> bool:
+        """Whether the artifact holds a weight with the axes of the author's parameter swapped."""
+        return weight.transposed or (weight.quantization is not None and weight.parameter in self.transposed)
 
     def reset(self) -> None:
         """Undoes what earlier calls left in the modules: some rotary embeddings remember the longest sequence."""
@@ -127,11 +132,23 @@ class Reference:
         """The same model in float64 while the context lasts; casts inside the author's code stay as they are."""
         self.reset()
         self.model.double()
+        masks = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
+        author = masks["eager"]
+        masks["eager"] = lambda *args, **kwargs: _finite(author(*args, **kwargs))
         try:
             yield
         finally:
+            masks["eager"] = author
             self.model.float()
             self.reset()
+
+
+HIDDEN = -1e30
+"""In a mask, as good as float64's least value, and still finite where the author casts the scores to float32."""
+
+
+def _finite(mask: Any) -> Any:
+    return mask.clamp(min=HIDDEN) if isinstance(mask, Tensor) and mask.is_floating_point() else mask
 
 
 def _make_real(model: PreTrainedModel, persistent: set[str]) -> None:
@@ -177,9 +194,3 @@ def _tensor(array: Array) -> Tensor:
     """A tensor of an array; a copy where torch would complain that it may not be written to."""
     contiguous = np.ascontiguousarray(array)
     return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
-
-
-def require_finite(arrays: Iterable[Array], where: str) -> None:
-    """Raises InputError when the author's model itself gives NaN: then there is nothing to compare with."""
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise InputError(f"The original model gives NaN or infinity {where}; its weights or its configuration are damaged.")

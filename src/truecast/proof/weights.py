@@ -129,7 +129,7 @@ def _share(reference: Reference, weight: HeldWeight) -> tuple[float, str]:
     if weight.parameter not in reference.sources.parameters:
         return np.inf, f"{weight.parameter} is no parameter of the model"
     stored = reference.sources[weight.parameter]
-    turned = weight.transposed or (weight.quantization is not None and weight.parameter in reference.transposed)
+    turned = reference.turned(weight)
     if tuple(stored.shape) != (weight.shape[::-1] if turned else weight.shape):
         return np.inf, f"{weight.parameter} has the shape {weight.shape}, not {stored.shape}"
     worst, where = 0.0, f"{weight.parameter}, exact"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from torch import SymInt, Tensor
 
-
 CacheShape = tuple[tuple[int, int], tuple[int, int]]
 """(heads, width) of a layer's key and of its value."""
 
@@ -29,8 +28,8 @@ class StepContext:
 
     `past` and `present` map a layer's number to its key and value, [batch, kv_heads, length, head_dim]; a past is made
     by `make_past` when a layer first asks for it. `shapes` holds (heads, width) of key and value of every layer that
-    has a cache. `total` is the length of past and new together. `last_position`, `total_length` and `bias` are the contract of the attention
-    operator (see `AttentionCall`); they are None when attention is traced as it is.
+    has a cache. `total` is the length of past and new together. `last_position`, `total_length` and `bias` are the
+    contract of the attention operator (see `AttentionCall`); they are None when attention is traced as it is.
     """
 
     shapes: Mapping[int, CacheShape]

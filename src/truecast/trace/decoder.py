@@ -86,7 +86,7 @@ class _Step(nn.Module):
                 past_key_values=cache,
                 use_cache=True,
             ).logits
-        self.cached = sorted(context.present)
+        self.cached[:] = sorted(context.present)  # in place: torch.export undoes assignments
         return logits.float(), [t for layer in self.cached for t in context.present[layer]]
 
     def _contract(self, context: StepContext, mask: Tensor, ids: Tensor) -> None:

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from truecast.trace.cleanup import replace
 from truecast.trace.layers import ENTER, EXIT, LAYER
 
-
 PARTS = ("key", "value")
 CACHE_NAME = re.compile(r"(?:past_key_values|present)\.(\d+)\.(key|value)")
 

@@ -1,0 +1,18 @@
+"""PROVE: the artifact against the author's own model, in its real runtime; every check has a number.
+
+| tier | what | where |
+|---|---|---|
+| static | the graph and its weights, as they lie | `static`, `weights`, `tables` |
+| parity | the same logits, at every point of a grid | `points`, `parity`, `variants` |
+| generation | the same greedy texts | `generation` |
+
+`bisect` names the first piece of the graph that diverges, and why. The reference (`reference`) is the author's code with
+weights streamed in by ourselves; `operators` and `held` read the artifact back without the code that wrote it.
+"""
+
+from truecast.proof.bisect import Cause, Divergence, bisect
+from truecast.proof.proving import prove
+from truecast.proof.reference import Reference
+from truecast.proof.verifying import verify
+
+__all__ = ["Cause", "Divergence", "Reference", "bisect", "prove", "verify"]
