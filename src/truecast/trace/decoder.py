@@ -64,7 +64,7 @@ class _Step(nn.Module):
         self.decoder, self.shapes, self.lowered, self.padding = model, shapes, lowered, padding
         self.stand_ins: Callable[[GraphCache], Any] = lambda cache: nullcontext()
         self.seam: AttentionSeam | None = None
-        self.cached: list[int] = []
+        self.note: Callable[[list[int]], None] = lambda layers: None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_probe: Tensor) -> Any:
         batch, dtype = input_ids.shape[0], self.decoder.dtype
@@ -86,8 +86,9 @@ class _Step(nn.Module):
                 past_key_values=cache,
                 use_cache=True,
             ).logits
-        self.cached[:] = sorted(context.present)  # in place: torch.export undoes assignments
-        return logits.float(), [t for layer in self.cached for t in context.present[layer]]
+        cached = sorted(context.present)
+        self.note(cached)
+        return logits.float(), [t for layer in cached for t in context.present[layer]]
 
     def _contract(self, context: StepContext, mask: Tensor, ids: Tensor) -> None:
         """What the attention operator is told about the mask; `expand` turns it into standard operators."""
@@ -202,7 +203,9 @@ def _trace(
         counts = stack.enter_context(lowered_leaves(model, dialect))
         if layers is not None:
             step.stand_ins = lambda cache: traced_once(layers[1], cache)
-        graph = capture(step, lambda: step.cached, dialect.opset)
+        noted: list[list[int]] = []  # not an attribute of the step: torch.export puts those back
+        step.note = noted.append
+        graph = capture(step, lambda: noted[-1], dialect.opset)
         counts = Counter(counts)
     return _finish(model, graph, shapes, counts, reasons, step, layers, any(seam.calls for seam in rotary))
 
