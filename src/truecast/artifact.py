@@ -178,14 +178,19 @@ def read_manifest(folder: Path) -> Manifest:
 def staging_folder(out: Path) -> Path:
     """An empty folder beside `out`, on the same file system, to build the artifact in."""
     folder = out.with_name(f".{out.name}.partial")
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{folder.parent} cannot be written to ({error.strerror}); choose another folder.") from error
     return folder
 
 
 def require_free(out: Path, force: bool) -> None:
     """Raises InputError when `out` exists and may not be replaced."""
+    if out.is_symlink() or out.name in ("", ".."):
+        raise InputError(f"{out} is a link or has no name of its own; name the folder itself.")
     if out.exists() and not force:
         raise InputError(f"{out} already exists; choose another folder or pass --force to replace it.")
     if out.exists() and not out.is_dir():
@@ -197,11 +202,18 @@ def require_free(out: Path, force: bool) -> None:
 def publish(staging: Path, out: Path) -> Path:
     """Renames the staging folder to `out`, replacing an artifact that is there; returns `out`."""
     old = out.with_name(f".{out.name}.old")
-    if out.exists():
-        out.rename(old)
-    staging.rename(out)
-    if old.exists():
+    if not out.exists():
+        return staging.rename(out)
+    if old.exists():  # left by a run that was killed after it had published
         shutil.rmtree(old)
+    try:
+        out.rename(old)
+        staging.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
     return out
 
 

@@ -129,17 +129,17 @@ def export(
             )
             manifest = manifest.model_copy(update={"certificate": certificate})
         write_manifest(staging, manifest)
+        if manifest.certificate.status is not Status.FAILED:
+            return publish(staging, out)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise InputError(f"{out} could not be written: {error.strerror or error}.") from error
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    if manifest.certificate.status is Status.FAILED:
-        rejected = reject(staging, out)
-        failed = [check for check in manifest.certificate.checks if not check.passed]
-        raise ProofError(f"The result is not the same model: {_sentence(failed)} It is kept in {rejected}.")
-    return publish(staging, out)
+    rejected = reject(staging, out)
+    failed = [check for check in manifest.certificate.checks if not check.passed]
+    raise ProofError(f"The result is not the same model: {_sentence(failed)} It is kept in {rejected}.")
 
 
 def _sentence(failed: list[Any]) -> str:

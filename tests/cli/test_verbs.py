@@ -108,7 +108,7 @@ def test_a_proof_that_does_not_hold_gives_status_1(
     answer = truecast_("verify", pristine_artifact)
     assert answer.status == 1
     row = next(line for line in answer.out.splitlines() if "grid" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")] == ["parity", "grid", "0.5", "0.001", "logits", "NO"]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["parity", "grid", "0.5", "≤ 0.001", "logits", "NO"]
     assert "failed: 1 of 2 checks passed" in answer.out
     assert "Note: planted" in answer.out
 

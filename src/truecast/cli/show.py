@@ -90,8 +90,7 @@ def checks_table(checks: list[Check]) -> Table:
     table = Table("tier", "check", "measured", "limit", "unit", "ok")
     for check in checks:
         ok = Text("yes", "green") if check.passed else Text("NO", "bold red")
-        numbers = (_number(check.measured), _number(check.limit))
-        table.add_row(Text(check.tier), Text(check.name), *numbers, Text(check.unit), ok)
+        table.add_row(Text(check.tier), Text(check.name), _number(check.measured), _limit(check), Text(check.unit), ok)
     return table
 
 
@@ -111,6 +110,14 @@ def folder_bytes(folder: Path) -> int:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
+
+
+def _limit(check: Check) -> str:
+    """The limit with its direction, which the verdict tells: a value above a limit that it keeps must be at least that."""
+    if check.measured is None or check.limit is None:
+        return _number(check.limit)
+    at_least = check.measured != check.limit and check.passed == (check.measured > check.limit)
+    return f"{'≥' if at_least else '≤'} {_number(check.limit)}"
 
 
 def _took(meter: Meter) -> str:

@@ -79,12 +79,13 @@ class RotaryForm:
 
     `interleaved`: pairs are neighbours (2i, 2i+1), else halves (i, i + dim/2). `repeated`: the author's cos and sin
     tables hold every angle twice in a row, else the whole run of angles twice. `head_axis`: where the heads are in the
-    4-D query, 1 or 2.
+    4-D query, 1 or 2. `partial`: where the tables are narrower than a head, the rest of the head passes unchanged.
     """
 
     interleaved: bool
     repeated: bool
     head_axis: int
+    partial: bool = True
 
 
 class RotaryLowering(Protocol):

@@ -55,7 +55,9 @@ UNUSUAL = 30.0
 """How many times the usual error of the graph's pieces makes a piece suspicious."""
 SAME_WEIGHT = 1e-6
 """Largest difference, in parts of the largest weight, of weights that are the same."""
-QUIET = frozenset({"Reshape", "Transpose", "Cast", "Identity", "Unsqueeze", "Squeeze", "Split", "Slice", "Shape", "Concat"})
+QUIET = frozenset(
+    {"Reshape", "Transpose", "Cast", "Identity", "Unsqueeze", "Squeeze", "Split", "Slice", "Shape", "Concat"}
+)
 """Operators that move numbers and rarely are the cause."""
 LAYER = re.compile(r"\.(\d+)(?=[./]|$)")
 
@@ -204,13 +206,21 @@ class _Search:
         kind, hint = self._cause(culprit, model, node, nodes, fed, real)
         if kind is Cause.CONVERTER:
             hint = self._hint(node, recording) or hint
-        about = f"{culprit.cut.about} is off by {culprit.error:.1e} of its largest value at {point.name}, run {number + 1}"
+        about = (
+            f"{culprit.cut.about} is off by {culprit.error:.1e} of its largest value at {point.name}, run {number + 1}"
+        )
         operators = " → ".join(n.op_type for n in nodes if n.op_type not in QUIET) or node.op_type
         layer = culprit.cut.layer if culprit.cut.layer is not None else layer_number(node.name or culprit.cut.value)
         return Divergence(layer, node.name or culprit.cut.value, kind, f"{operators}: {about}{hint and '; ' + hint}")
 
     def _cause(
-        self, culprit: _Piece, model: ir.Model, node: ir.Node, nodes: Sequence[ir.Node], fed: Mapping[str, Any], real: Array
+        self,
+        culprit: _Piece,
+        model: ir.Model,
+        node: ir.Node,
+        nodes: Sequence[ir.Node],
+        fed: Mapping[str, Any],
+        real: Array,
     ) -> tuple[Cause, str]:
         if (wrong := self._wrong_weight(nodes)) is not None:
             return Cause.WEIGHT, wrong
@@ -250,7 +260,11 @@ class _Search:
         want = parameter.detach().numpy()
         got = weight.rows(0, weight.shape[0] if weight.shape else 1).reshape(weight.shape).astype(np.float32)
         difference = np.abs((got.T if self.reference.turned(weight) else got) - want).max()
-        return None if difference <= SAME_WEIGHT * np.abs(want).max() else f"{weight.parameter} differs by {difference:.2g}"
+        return (
+            None
+            if difference <= SAME_WEIGHT * np.abs(want).max()
+            else f"{weight.parameter} differs by {difference:.2g}"
+        )
 
     def _hint(self, node: ir.Node, recording: Recording) -> str:
         """What the author's module or call says that the node does not."""
@@ -282,7 +296,11 @@ def _expanded(module: str) -> list[str]:
 
 def _attention_hint(node: ir.Node, record: AttentionRecord) -> str:
     settings = record.settings
-    said = {name: node.attributes[name].value for name in ("scale", "softcap", "local_window_size") if name in node.attributes}
+    said = {
+        name: node.attributes[name].value
+        for name in ("scale", "softcap", "local_window_size")
+        if name in node.attributes
+    }
     width = record.query.shape[-1]
     scale = settings.get("scaling") or width**-0.5
     differences = []
@@ -298,7 +316,9 @@ def _attention_hint(node: ir.Node, record: AttentionRecord) -> str:
 
 def _epsilon_hint(node: ir.Node, module: nn.Module | None) -> str:
     epsilon = node.attributes["epsilon"].as_float()
-    known = [v for v in (module.__dict__.values() if module is not None else ()) if isinstance(v, float) and 0 < v < 0.1]
+    known = [
+        v for v in (module.__dict__.values() if module is not None else ()) if isinstance(v, float) and 0 < v < 0.1
+    ]
     if not known or any(abs(epsilon - value) <= 1e-6 * value for value in known):
         return ""
     return f"epsilon is {epsilon:.3g}, the author's is {known[0]:.3g}"
@@ -311,7 +331,9 @@ def _refusal(model: ir.Model, message: str) -> Divergence | None:
         return None
     node = next((n for n in model.graph if n.name == found.group(1)), None)
     operator = node.op_type if node is not None else "node"
-    return Divergence(layer_number(found.group(1)), found.group(1), Cause.CONVERTER, f"{operator} refuses to run: {message}")
+    return Divergence(
+        layer_number(found.group(1)), found.group(1), Cause.CONVERTER, f"{operator} refuses to run: {message}"
+    )
 
 
 def _real(point: Point, number: int) -> Array:

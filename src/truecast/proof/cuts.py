@@ -57,7 +57,12 @@ def module_of(value: ir.Value, head: str) -> str:
     node, name = value.producer(), value.name or ""
     if name == "logits":
         return head
-    if node is not None and node.op_type.endswith("LayerNormalization") and len(node.inputs) > 1 and value is node.outputs[0]:
+    if (
+        node is not None
+        and node.op_type.endswith("LayerNormalization")
+        and len(node.inputs) > 1
+        and value is node.outputs[0]
+    ):
         return _owner(node.inputs[1]) or name
     return name
 
@@ -154,7 +159,9 @@ def fitted(array: Array, shape: Sequence[int], like: Array) -> Array | None:
     return min(fitting, key=lambda c: float(np.abs(c - like).mean()), default=None)
 
 
-def feeds(model: ir.Model, info: GraphInfo, point: Point, run_number: int, past: Sequence[tuple[Array, Array]]) -> dict[str, Any]:
+def feeds(
+    model: ir.Model, info: GraphInfo, point: Point, run_number: int, past: Sequence[tuple[Array, Array]]
+) -> dict[str, Any]:
     """Everything the graph takes for one run of a point, with the reference's cache; logits of every position."""
     run = list(point.runs())[run_number]
     mask = point.mask[:, : run.end]
@@ -167,13 +174,20 @@ def feeds(model: ir.Model, info: GraphInfo, point: Point, run_number: int, past:
     for tensor in info.inputs:
         if tensor.name.startswith("past_key_values."):
             layer, part = tensor.name.split(".")[1:]
-            fed[tensor.name] = _past(tensor.shape, np.dtype(tensor.dtype), past, int(layer), part == "value", point.batch)
+            fed[tensor.name] = _past(
+                tensor.shape, np.dtype(tensor.dtype), past, int(layer), part == "value", point.batch
+            )
     taken = {value.name for value in model.graph.inputs}
     return {name: array for name, array in fed.items() if name in taken}
 
 
 def _past(
-    shape: Sequence[int | str], dtype: np.dtype[Any], past: Sequence[tuple[Array, Array]], layer: int, value: bool, batch: int
+    shape: Sequence[int | str],
+    dtype: np.dtype[Any],
+    past: Sequence[tuple[Array, Array]],
+    layer: int,
+    value: bool,
+    batch: int,
 ) -> Array:
     if layer < len(past):
         return past[layer][int(value)].astype(dtype)

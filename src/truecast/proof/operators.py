@@ -68,7 +68,9 @@ class GatherBlockQuantized(OpRun):  # type: ignore[misc]
 
     op_domain = CONTRIB
 
-    def _run(self, data: Array, indices: Array, scales: Array, zeros: Array | None = None, **attributes: Any) -> tuple[Array]:
+    def _run(
+        self, data: Array, indices: Array, scales: Array, zeros: Array | None = None, **attributes: Any
+    ) -> tuple[Array]:
         bits, block = int(attributes["bits"]), int(attributes["block_size"])
         flat = indices.reshape(-1)
         rows, width = data[flat], data.shape[1] * BYTE_BITS // bits
@@ -125,7 +127,16 @@ class GroupQueryAttention(OpRun):  # type: ignore[misc]
     op_domain = CONTRIB
 
     def _run(
-        self, q: Array, k: Array, v: Array, past_k: Array, past_v: Array, last: Array, total: Array, *rest: Any, **attrs: Any
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        past_k: Array,
+        past_v: Array,
+        last: Array,
+        total: Array,
+        *rest: Any,
+        **attrs: Any,
     ) -> tuple[Array, Array, Array]:
         bias = rest[3] if len(rest) > 3 else None
         sinks = rest[4] if len(rest) > 4 else None
@@ -152,7 +163,9 @@ def _heads(flat: Array, heads: int) -> Array:
     return flat.reshape(batch, sequence, heads, width // heads).transpose(0, 2, 1, 3)
 
 
-def _attend(q: Array, k: Array, v: Array, past: int, bias: Array | None, sinks: Array | None, attrs: dict[str, Any]) -> Array:
+def _attend(
+    q: Array, k: Array, v: Array, past: int, bias: Array | None, sinks: Array | None, attrs: dict[str, Any]
+) -> Array:
     """One row: q [heads, new, width], k and v [groups, total, width]."""
     repeat = q.shape[0] // k.shape[0]
     keys, values = (np.repeat(x.astype(np.float32), repeat, 0) for x in (k, v))

@@ -231,7 +231,9 @@ def price_checks(what: str, drifts: Sequence[Drift], kl: float, top1: float | No
     same, near = float((lost == 0).mean()), float((lost <= tie).mean())
     detail = f"{len(nats)} positions, 99th percentile {np.quantile(nats, 0.99):.2e}"
     if top1 is None:
-        return [check(TIER, f"{what}, mean KL", float(nats.mean()), kl, "nats", f"{detail}, {same:.1%} the same choice")]
+        return [
+            check(TIER, f"{what}, mean KL", float(nats.mean()), kl, "nats", f"{detail}, {same:.1%} the same choice")
+        ]
     said = f"{same:.1%} the very same; a choice that the reference puts {tie:.2g} nats behind its own is a tie"
     return [
         check(TIER, f"{what}, mean KL", float(nats.mean()), kl, "nats", detail),

@@ -123,9 +123,7 @@ def _tokens(limits: Limits, batch: int, total: int) -> Array:
     return numbers.integers(0, limits.vocabulary, (batch, total), dtype=np.int64)
 
 
-def _ones(
-    name: str, limits: Limits, batch: int, pieces: tuple[int, ...], keep: int = ALL, settling: int = 0
-) -> Point:
+def _ones(name: str, limits: Limits, batch: int, pieces: tuple[int, ...], keep: int = ALL, settling: int = 0) -> Point:
     total = sum(pieces)
     return Point(name, _tokens(limits, batch, total), np.ones((batch, total), np.int64), pieces, keep, settling)
 
@@ -178,7 +176,9 @@ def _windows(limits: Limits, notes: list[str]) -> Iterator[Point]:
         if not _affordable(limits, total, f"The attention window of {window}", notes):
             continue
         start = max(1, window - 2)
-        yield _ones(f"{name} crossed by several, then one by one", limits, 1, (start, 4, *(1,) * (total - start - 4)), LAST)
+        yield _ones(
+            f"{name} crossed by several, then one by one", limits, 1, (start, 4, *(1,) * (total - start - 4)), LAST
+        )
         rows = 2 if limits.padding == "any" else 1
         mask = np.ones((rows, total), np.int64)
         mask[1:, :BEYOND] = 0

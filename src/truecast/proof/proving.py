@@ -21,6 +21,7 @@ import torch
 
 from truecast.artifact import Certificate, Check, Manifest, Status
 from truecast.checkpoint.model import Checkpoint
+from truecast.errors import InputError
 from truecast.proof.bisect import bisect
 from truecast.proof.environment import environment
 from truecast.proof.generation import author_story, generation_check, new_tokens, shipped_check
@@ -45,6 +46,7 @@ from truecast.proof.reference import Reference
 from truecast.proof.sessions import open_decoder
 from truecast.proof.static import graph_checks, kernel_check
 from truecast.proof.tables import table_checks
+from truecast.proof.tally import broken
 from truecast.proof.variants import variant_checks
 from truecast.proof.weights import Fault, accounting_checks, hash_check, value_check
 from truecast.runtime.processors import default_threads
@@ -120,7 +122,7 @@ def prove(
             return _certificate(checks, [])
         run, notes, failed = _run(case, _limits(case, checkpoint.config))
         checks += run
-        if not all(check.passed for check in checks):
+        if failed or faults:
             notes = [_located(case, failed, faults), *notes]
     return _certificate(checks, notes)
 
@@ -160,7 +162,11 @@ def _limits(case: _Case, config: Mapping[str, Any]) -> Limits:
     info, parameters = case.manifest.graph, case.reference.parameters
     embedding = case.reference.model.get_input_embeddings().weight
     vocabulary = info.vocab_size or embedding.shape[0]
-    attention = {node.attributes["local_window_size"].as_int() for node in case.model.graph if "local_window_size" in node.attributes}
+    attention = {
+        node.attributes["local_window_size"].as_int()
+        for node in case.model.graph
+        if "local_window_size" in node.attributes
+    }
     windows = {*config_windows(config), *(window for window in attention if window > 1)}
     return Limits(
         padding=info.padding,
@@ -183,7 +189,10 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
     if not case.is_float32:
         originals = {p.name: list(reference_logits(case.reference, p)) for p in points if p.text}
         case.reference.load_held(case.weights)
-    usual, shipped = _subjects(case)
+    try:
+        usual, shipped = _subjects(case)
+    except InputError as error:
+        return [broken("parity", "the runtime opens the graph", str(error))], notes, []
     subjects = [usual] if usual is shipped else [usual, shipped]
     compare_all(case.reference, subjects, points, originals, case.stage("compare"))
     checks = [c for subject in subjects for c in parity_checks(subject, case.against)]
@@ -240,6 +249,6 @@ def _located(case: _Case, failed: Sequence[Point], faults: Sequence[Fault]) -> s
     case.report("bisect", 1, 1)
     if found is not None:
         return str(found)
-    if not failed:
-        return "Bisection had nothing to look at: no point of the grid failed."
-    return "Bisection found every piece of the graph sound on the author's own numbers; the error builds up between them."
+    return (
+        "Bisection found every piece of the graph sound on the author's own numbers; the error builds up between them."
+    )

@@ -124,7 +124,9 @@ def _watched_attention(model: PreTrainedModel, recording: Recording) -> Iterator
     configs |= {id(m.__dict__["config"]): m.__dict__["config"] for m in model.modules() if "config" in m.__dict__}
     before = {key: getattr(config, "_attn_implementation", None) for key, config in configs.items()}
 
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         author = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
         result = author(module, query, key, value, mask, *args, **kwargs)
         settings = {name: v for name, v in kwargs.items() if isinstance(v, bool | int | float | None)}

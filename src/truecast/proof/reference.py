@@ -22,7 +22,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from truecast.checkpoint.model import Checkpoint
 from truecast.proof.held import HeldWeight, row_chunks
 from truecast.proof.operators import Array
-from truecast.trace.skeleton import build_decoder, checkpoint_renamer, fake_tensors, load_config, real_buffers, tied_names
+from truecast.trace.skeleton import (
+    build_decoder,
+    checkpoint_renamer,
+    fake_tensors,
+    load_config,
+    real_buffers,
+    tied_names,
+)
 from truecast.weights.sources import Sources, finite_rows
 
 
@@ -179,7 +186,9 @@ def _transposed(model: nn.Module) -> Iterator[str]:
 def _volatile(model: nn.Module) -> Iterator[tuple[nn.Module, Mapping[str, Tensor], Mapping[str, Any]]]:
     for module in model.modules():
         names = module._non_persistent_buffers_set
-        buffers = {name: buffer.clone() for name, buffer in module._buffers.items() if name in names and buffer is not None}
+        buffers = {
+            name: buffer.clone() for name, buffer in module._buffers.items() if name in names and buffer is not None
+        }
         if buffers:
             settings = {k: v for k, v in module.__dict__.items() if isinstance(v, bool | int | float | str | None)}
             yield module, buffers, settings

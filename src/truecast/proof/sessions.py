@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from truecast.artifact import GraphInfo
-from truecast.errors import InputError
+from truecast.errors import InputError, TruecastError
 from truecast.proof.held import load_graph
 from truecast.runtime.decoder import Decoder
 from truecast.runtime.providers import LOAD_ERRORS, session_options
@@ -27,7 +27,7 @@ EXECUTION_PROVIDER = "CPUExecutionProvider"
 
 Change = Callable[[ir.Model], None]
 
-RUN_ERRORS = (*LOAD_ERRORS, RuntimeError, InputError)
+RUN_ERRORS = (*LOAD_ERRORS, RuntimeError, TruecastError)
 """What a run of a wrong graph raises: the session's own errors, and RuntimeError where inputs are bound."""
 
 

@@ -30,7 +30,12 @@ CACHE_LENGTHS = {"past_key_values.": "past_sequence_length", "present.": "total_
 
 TRACE_SIZES = frozenset({NEW, PAST, NEW + PAST, BATCH * NEW, BATCH * PAST, BATCH * (NEW + PAST)})
 """Sizes of the trace: unlikely in a model, so that one of them in a shape is probably a baked-in axis."""
-SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {"Reshape": (1,), "Expand": (1,), "Slice": (1, 2), "ConstantOfShape": (0,)}
+SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "Reshape": (1,),
+    "Expand": (1,),
+    "Slice": (1, 2),
+    "ConstantOfShape": (0,),
+}
 """Inputs of operators that are sizes or bounds."""
 
 
@@ -38,7 +43,14 @@ def graph_checks(model: ir.Model, manifest: Manifest, config: Mapping[str, Any])
     """Every check of the graph that needs no session."""
     opset = model.opset_imports.get("", 0)
     return [
-        check(TIER, "opset", float(opset), LARGEST_OPSET, "", f"domains {', '.join(sorted(model.opset_imports)) or 'none'}"),
+        check(
+            TIER,
+            "opset",
+            float(opset),
+            LARGEST_OPSET,
+            "",
+            f"domains {', '.join(sorted(model.opset_imports)) or 'none'}",
+        ),
         check(TIER, "IR version", float(model.ir_version), LARGEST_IR),
         counted(TIER, "float64 tensors", list(_doubles(model)), "tensors"),
         counted(TIER, "dynamic axes", list(_axis_faults(model, manifest)), "faults", "named as the contract says"),
@@ -85,13 +97,20 @@ def _axis_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
 
 def _cache_faults(value: ir.Value, length: str) -> Iterator[str]:
     dims = _dims(value)
-    if len(dims) != 4 or dims[0] != "batch_size" or dims[2] != length or not all(isinstance(d, int) for d in dims[1::2]):
+    if (
+        len(dims) != 4
+        or dims[0] != "batch_size"
+        or dims[2] != length
+        or not all(isinstance(d, int) for d in dims[1::2])
+    ):
         yield f"{value.name} is {dims}, not [batch_size, heads, {length}, width]"
 
 
 def _literals(model: ir.Model, config: Mapping[str, Any]) -> Iterator[str]:
     """Constants in shapes that are sizes of the trace and of nothing in the model."""
-    known = set(_integers(config)) | {d for v in model.graph.initializers.values() for d in _dims(v) if isinstance(d, int)}
+    known = set(_integers(config)) | {
+        d for v in model.graph.initializers.values() for d in _dims(v) if isinstance(d, int)
+    }
     known |= {d for v in (*model.graph.inputs, *model.graph.outputs) for d in _dims(v) if isinstance(d, int)}
     for node in model.graph:
         for index in SHAPE_INPUTS.get(node.op_type, ()):
@@ -100,7 +119,9 @@ def _literals(model: ir.Model, config: Mapping[str, Any]) -> Iterator[str]:
                 continue
             values = np.atleast_1d(tensor.numpy()).tolist()
             found = sorted((TRACE_SIZES - known) & set(values))
-            first = node.op_type in ("Reshape", "Expand") and len(values) > 1 and values[0] == BATCH and BATCH not in known
+            first = (
+                node.op_type in ("Reshape", "Expand") and len(values) > 1 and values[0] == BATCH and BATCH not in known
+            )
             if found or first:
                 yield f"{node.op_type} {node.name} has {values}"
 
@@ -142,5 +163,7 @@ def kernel_check(folder: Path, model: ir.Model, file: str) -> Check:
     nodes = [node for node in model.graph if node.op_type != "Constant"]
     elsewhere = [f"{name} runs on {place}" for name, place in places.items() if place != CPU]
     inlined = sorted({node.op_type for node in nodes if node.name not in places})
-    detail = f"{len(nodes)} nodes" + (f"; without a kernel of their own, run as their parts: {', '.join(inlined)}" if inlined else "")
+    detail = f"{len(nodes)} nodes" + (
+        f"; without a kernel of their own, run as their parts: {', '.join(inlined)}" if inlined else ""
+    )
     return counted(TIER, "kernels", elsewhere, "nodes elsewhere", detail)

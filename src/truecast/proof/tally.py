@@ -43,7 +43,9 @@ def broken(tier: str, name: str, detail: str) -> Check:
 
 def counted(tier: str, name: str, faults: list[str], unit: str, detail: str = "") -> Check:
     """A check that passes when there are no faults; the first few are named."""
-    named = "; ".join(faults[:NAMED_AT_MOST]) + (f" and {len(faults) - NAMED_AT_MOST} more" if len(faults) > NAMED_AT_MOST else "")
+    named = "; ".join(faults[:NAMED_AT_MOST]) + (
+        f" and {len(faults) - NAMED_AT_MOST} more" if len(faults) > NAMED_AT_MOST else ""
+    )
     return check(tier, name, float(len(faults)), 0.0, unit, named or detail)
 
 

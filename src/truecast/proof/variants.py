@@ -34,13 +34,21 @@ def variant_checks(
     """Checks of every other way to run the graph; `usual` is the subject of the tight rule, `shipped` the one in use."""
     exact = usual is not shipped
     limit = INT8_RELATIVE if exact else (usual.limit or RELATIVE)
-    written = Subject("graph as written", open_decoder(folder, info, exact=exact, optimize=False), usual.tight, usual.limit)
+    written = Subject(
+        "graph as written", open_decoder(folder, info, exact=exact, optimize=False), usual.tight, usual.limit
+    )
     compare_all(reference, [written], [point])
     single = open_decoder(folder, info, threads=1 if _threads(shipped.decoder) > 1 else 2)
     return [
         *parity_checks(written, against),
         _same("one thread or several", shipped.decoder, graph_logits(single, point), point, limit),
-        _same("separate past and present", usual.decoder, plain_logits(usual.decoder, point), point, usual.limit or RELATIVE),
+        _same(
+            "separate past and present",
+            usual.decoder,
+            plain_logits(usual.decoder, point),
+            point,
+            usual.limit or RELATIVE,
+        ),
         _default_logits(usual.decoder, point, usual.limit or RELATIVE),
     ]
 

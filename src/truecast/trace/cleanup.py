@@ -74,9 +74,11 @@ def replace(value: ir.Value, by: ir.Value) -> None:
 
 
 def _removable(node: ir.Node) -> bool:
-    """A node may be bypassed unless that would make a graph input an output."""
+    """A node may be bypassed unless that would make a graph input an output, or one value two outputs."""
     source = node.inputs[0]
-    return source is not None and not (node.outputs[0].is_graph_output() and source.producer() is None)
+    if source is None:
+        return False
+    return not (node.outputs[0].is_graph_output() and (source.producer() is None or source.is_graph_output()))
 
 
 def _perm(node: ir.Node) -> list[int]:
@@ -97,10 +99,18 @@ def no_op(node: ir.Node, graph: ir.Graph) -> bool:
     elif node.op_type == "Transpose":
         useless = _perm(node) == sorted(_perm(node))
     else:
-        useless = dims(source) is not None and dims(source) == dims(result)
+        useless = dims(source) is not None and dims(source) == dims(result) and not _may_reverse(node)
     if useless:
         replace(result, source)
     return useless
+
+
+def _may_reverse(node: ir.Node) -> bool:
+    """Whether a Slice walks backwards: torch's flip keeps every size, too."""
+    if node.op_type != "Slice" or len(node.inputs) < 5:
+        return False
+    steps = constant_of(node.inputs[4])
+    return steps is None or bool((steps < 0).any())
 
 
 def reshape_of_reshape(node: ir.Node, graph: ir.Graph) -> bool:
@@ -131,7 +141,7 @@ def _has_copied_axis(node: ir.Node) -> bool:
 def _reshape_target(source: ir.Value | None, result: ir.Value) -> np.ndarray | None:
     """Reshape's second input as a constant: 0 copies an axis, one -1 is inferred; None when that cannot say it."""
     before, after = dims(source), dims(result)
-    if before is None or after is None:
+    if before is None or after is None or 0 in after:
         return None
     target = [
         size if isinstance(size, int) else 0 if i < len(before) and before[i] == size else -1
@@ -170,6 +180,8 @@ def transpose_after_norm(node: ir.Node, graph: ir.Graph) -> bool:
     source = node.inputs[0]
     inner = source.producer() if source is not None else None
     if inner is None or inner.op_type != "Transpose" or _perm(inner)[-1] != len(_perm(inner)) - 1:
+        return False
+    if node.attributes["axis"].as_int() not in (-1, len(_perm(inner)) - 1):
         return False
     assert inner.inputs[0] is not None
     result = node.outputs[0]

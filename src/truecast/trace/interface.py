@@ -73,18 +73,21 @@ def _last(write: NodeWriter, value: ir.Value | None, keep: ir.Value) -> ir.Value
 
 
 def _last_real(write: NodeWriter, value: ir.Value | None, keep: ir.Value) -> ir.Value:
-    """Per row, the positions up to the last one whose mask is 1; [batch, sequence, width] → [batch, kept, width]."""
+    """Per row, the positions up to the last new one whose mask is 1; [batch, sequence, width] → [batch, kept, width].
+
+    The new positions are the mask's last columns. A row without a real one gives its first: nobody reads that.
+    """
     inputs = {x.name: x for x in write.graph.inputs}
     mask, ids = inputs["attention_mask"], inputs["input_ids"]
     zero, one = (write.scalar(number, ir.DataType.INT64) for number in (0, 1))
-    new = write.op("Squeeze", [write.op("Shape", [ids], {"start": 1, "end": 2})])
-    total = write.op("Squeeze", [write.op("Shape", [mask], {"start": 1, "end": 2})])
-    real = write.op("ReduceSum", [mask, write.ints(1)], {"keepdims": 1})
-    past = write.op("Sub", [total, new])
+    count_new = write.op("Shape", [ids], {"start": 1, "end": 2})
+    new = write.op("Squeeze", [count_new])
+    latest = write.op("Slice", [mask, write.op("Neg", [count_new]), write.ints(INT64_MAX), write.ints(1)])
+    real = write.op("ReduceSum", [latest, write.ints(1)], {"keepdims": 1})
     everything = write.op("Equal", [keep, zero])
-    first = write.op("Where", [everything, zero, write.op("Sub", [write.op("Sub", [real, past]), keep])])
-    count = write.op("Where", [everything, new, keep])
-    places = write.op("Add", [first, write.op("Range", [zero, count, one])])
+    count = write.op("Where", [everything, new, write.op("Min", [keep, new])])
+    first = write.op("Where", [everything, zero, write.op("Sub", [real, count])])
+    places = write.op("Max", [write.op("Add", [first, write.op("Range", [zero, count, one])]), zero])
     return write.op("GatherND", [value, write.op("Unsqueeze", [places, write.ints(2)])], {"batch_dims": 1})
 
 

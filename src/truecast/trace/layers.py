@@ -47,7 +47,7 @@ def _noticing(name: str) -> Callable[..., Any]:
     return method
 
 
-COMPUTATIONS = "add radd sub rsub mul rmul truediv rtruediv floordiv mod lt le gt ge float"
+COMPUTATIONS = "add radd sub rsub mul rmul truediv rtruediv floordiv mod pow neg lt le gt ge eq ne bool float"
 for _name in COMPUTATIONS.split():
     setattr(_LayerIndex, f"__{_name}__", _noticing(f"__{_name}__"))
 

@@ -102,16 +102,17 @@ class RecordingCache(GraphCache):
 
 def causal_window(mask_function: Callable[..., Any]) -> CausalMask:
     """What `mask_function(batch, head, query, key) -> bool` computes; LeafMismatch when it is not causal (+ window)."""
-    query = torch.tensor(LARGE_POSITION)
     keys = torch.arange(LARGE_POSITION + 3)
+    queries = torch.tensor([[LARGE_POSITION], [LARGE_POSITION + 1]])  # two, since one chunk looks like a window
     zero = torch.tensor(0)
-    seen = author_call(mask_function, zero, zero, query, keys)
+    seen = author_call(mask_function, zero, zero, queries, keys)
     if isinstance(seen, Tensor) and seen.shape == torch.Size([]):
-        seen = seen.expand(keys.shape)
-    if not isinstance(seen, Tensor) or seen.shape != keys.shape:
+        seen = seen.expand(2, len(keys))
+    if not isinstance(seen, Tensor) or seen.shape != (2, len(keys)):
         raise LeafMismatch("the attention mask depends on more than positions")
-    window = int(seen.sum())
-    if not bool((seen == ((keys <= query) & (keys > query - window))).all()):
+    window = int(seen[0].sum())
+    width = window if window <= LARGE_POSITION else len(keys)
+    if not bool((seen == ((keys <= queries) & (keys > queries - width))).all()):
         raise LeafMismatch("the attention mask is neither causal nor a causal window")
     early = torch.arange(4)
     square = author_call(mask_function, zero, zero, early[:, None], early[None, :])
@@ -190,9 +191,13 @@ class AttentionSeam:
         if kind in self._checked:
             return
         author = _author_attention(module)
-        if author is not None:
-            with self.unfaked():
-                self._compare(author, module, call, kwargs)
+        if author is None:
+            raise LeafMismatch(f"{type(module).__name__} has no attention function to compare with")
+        extra = [k for k in inspect.signature(author).parameters if isinstance(kwargs.get(k), Tensor)]
+        if extra:
+            raise LeafMismatch(f"{type(module).__name__} gives its attention function a tensor {extra[0]!r}")
+        with self.unfaked():
+            self._compare(author, module, call, kwargs)
         self._checked.add(kind)
 
     def _compare(

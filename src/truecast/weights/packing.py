@@ -151,8 +151,8 @@ class Packer:
         return write.op("MatMulNBits", inputs, attributes, domain=CONTRIB, name=name)
 
     def _block_linear(self, node: ir.Node, weight: str, share: bool) -> None:
-        operands = self._shared.get(self.embedding) if share else None
-        if operands is None:
+        operands = self._shared.get(self.embedding, []) if share else []
+        if len(operands) != 2:  # a table of floats cannot serve both
             transposed = bool(node.attributes["transposed"].as_int())
             binding = block_binding(weight, self.sources[weight], self.precision, transposed)
             operands = self._add(binding)

@@ -84,9 +84,11 @@ def _make_tables(
     model: ir.Model, rotation: _Rotation, positions: int, tables: dict[str, Array]
 ) -> tuple[ir.Value, ir.Value] | None:
     whole = _evaluate(model, rotation, positions)
-    part = _evaluate(model, rotation, max(1, positions // 2))
-    if not all(np.array_equal(a[: len(b)], b) for a, b in zip(whole, part, strict=True)):
-        return None
+    shorter = (1 << power for power in range(1, (positions - 1).bit_length()))
+    for length in shorter:
+        part = _evaluate(model, rotation, length)
+        if not all(np.array_equal(a[:length], b) for a, b in zip(whole, part, strict=True)):
+            return None
     values = []
     for part_name, table in zip(("cos", "sin"), whole, strict=True):
         name = f"rotary.{len(tables) // 2}.{part_name}"

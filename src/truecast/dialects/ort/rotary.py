@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -45,7 +46,8 @@ class RotaryEmbedding:
     def recognise(self, function: Callable[..., tuple[Tensor, Tensor]], head_axis: int) -> RotaryForm | None:
         """See `RotaryLowering`."""
         forms = (form for form in _forms(head_axis) if all(self._same(function, form, extra) for extra in (0, EXTRA)))
-        return next(forms, None) or next((f for f in _forms(head_axis) if self._same(function, f, 0)), None)
+        whole = (replace(f, partial=False) for f in _forms(head_axis) if self._same(function, f, 0))
+        return next(forms, None) or next(whole, None)
 
     def _same(self, function: Callable[..., tuple[Tensor, Tensor]], form: RotaryForm, extra: int) -> bool:
         generator = torch.Generator().manual_seed(PROBE_SEED)

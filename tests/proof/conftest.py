@@ -1,0 +1,41 @@
+"""Unproven artifacts of tiny checkpoints, made once, and copies of them that a test may spoil."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import truecast
+from tests.conformance.cases import BY_NAME
+from tests.tiny import tiny_checkpoint
+
+Artifact = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Exports a case without proving it, once for each precision and target; no test may change the result."""
+    folder = tmp_path_factory.mktemp("proof")
+
+    def make(case: str, precision: str, target: str = "onnxruntime") -> Path:
+        source, out = folder / case, folder / f"{case}-{precision}-{target}"
+        if not source.exists():
+            tiny_checkpoint(BY_NAME[case], source)
+        if not out.exists():
+            truecast.export(source, out, precision=precision, target=target, verify=False)
+        return out
+
+    return make
+
+
+@pytest.fixture
+def spoilable(made: Artifact, tmp_path: Path) -> Artifact:
+    """A copy of an artifact, for this test alone."""
+
+    def copy(case: str, precision: str, target: str = "onnxruntime") -> Path:
+        return Path(shutil.copytree(made(case, precision, target), tmp_path / "artifact"))
+
+    return copy
