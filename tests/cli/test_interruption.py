@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of an export: status 130, one sentence, OUT as it was, nothing beside it."""
+"""Ctrl-C and SIGTERM at any moment of an export: OUT as it was, nothing beside it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,21 @@ def test_ctrl_c_inside_an_export_leaves_out_untouched(
     assert state(tmp_path) == before
 
 
-def test_ctrl_c_from_outside_leaves_nothing(pristine: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", EXPORT, str(pristine), str(tmp_path / "out")]
+@pytest.mark.parametrize(
+    ("number", "status", "sentence"),
+    [(signal.SIGINT, 130, "Interrupted; nothing was written.\n"), (signal.SIGTERM, 143, "")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_from_outside_leaves_nothing(
+    number: signal.Signals, status: int, sentence: str, pristine: Path, tmp_path: Path
+) -> None:
+    code = "import sys; from truecast.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "export", str(pristine), str(tmp_path / "out"), "--no-verify"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE
     while not (tmp_path / ".out.partial").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out, err) == (130, "", "Interrupted; nothing was written.\n")
+    assert (process.returncode, out, err) == (status, "", sentence)
     assert state(tmp_path) == {}

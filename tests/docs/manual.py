@@ -9,6 +9,7 @@ Blocks are told apart by the words behind the fence:
 | … `needs=M` | is left out where the module M is not installed |
 | `sh elsewhere` | for another machine or a long time; only its `make` targets and file names are checked |
 | `text` | right behind one of the above: what it prints, where `…` stands for anything |
+| `text elsewhere` | what another input prints, from a real run |
 | others | are not looked at |
 """
 
@@ -62,7 +63,7 @@ def blocks(text: str) -> list[Block]:
     end = -1
     for match in FENCE.finditer(text):
         words = tuple(match["words"].split())
-        if words[:1] == ("text",) and found and not text[end : match.start()].strip():
+        if words == ("text",) and found and not text[end : match.start()].strip():
             found[-1] = replace(found[-1], printed=match["body"])
         else:
             found.append(Block(text.count("\n", 0, match.start()) + 1, words, match["body"]))

@@ -122,7 +122,7 @@ PLANTS = [
         2,
         ATTENTION.format(2),
         "converter",
-        "local_window_size is -1, the author's window is 8",
+        "local_window_size is -1, the author's is 8",
     ),
     Plant(
         "window one too long",
@@ -132,7 +132,7 @@ PLANTS = [
         0,
         ATTENTION.format(0),
         "converter",
-        "local_window_size is 9, the author's window is 8",
+        "local_window_size is 9, the author's is 8",
     ),
     Plant(
         "wrong scale of attention",

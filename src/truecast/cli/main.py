@@ -6,24 +6,30 @@
 | 1 | a proof or a check did not hold |
 | 2 | the input cannot be used: a path, a file, an option, the disk |
 | 130 | interrupted (Ctrl-C) |
+| 143 | ended by SIGTERM, which cleans up as Ctrl-C does |
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
 from truecast.cli.app import app
 from truecast.errors import InputError, TruecastError
 
-INTERRUPTED = 130
-"""128 + SIGINT, as shells report it; typer returns it for a KeyboardInterrupt."""
+INTERRUPTED = 128 + signal.SIGINT
+"""As shells report it; typer returns it for a KeyboardInterrupt."""
+TERMINATED = 128 + signal.SIGTERM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status. Without arguments it shows the help."""
+    """Runs the command line with `arguments`, else with those of the process; returns the exit status."""
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _terminate)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = int(app(args=given or ["--help"], prog_name="truecast", standalone_mode=False) or 0)
@@ -38,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status == INTERRUPTED:
         complain("Interrupted; nothing was written.", status)
     return status
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Ends the process as an exception, so that whatever is half done is cleaned up."""
+    sys.exit(TERMINATED)
 
 
 def complain(sentence: str, status: int) -> int:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 240
 """Columns where there is no terminal, so that no table is cut or folded."""
+PRICE = "price of"
+"""How the names of checks begin that measure what a precision costs."""
 
 
 def inspected(inspection: Inspection, as_json: bool) -> int:
@@ -47,6 +49,7 @@ def exported(artifact: Artifact, chosen: Choice, meter: Meter, as_json: bool) ->
         ("Precision", str(chosen)),
         ("Took", _took(meter)),
         ("Verdict", verdict(certificate)),
+        *(("", price) for price in prices(certificate)),
     ):
         table.add_row(Text(name, "bold"), Text(value))
     _print(table)
@@ -59,8 +62,9 @@ def verified(folder: Path, certificate: Certificate, meter: Meter, as_json: bool
         _print({"folder": str(folder), **_costs(meter), **certificate.model_dump(mode="json")})
     else:
         _print(checks_table(certificate.checks))
-        for note in certificate.notes:
-            _print(Text(f"Note: {note}"))
+        failed = [f"Failed: {check.name}: {check.detail}." for check in certificate.checks if not check.passed]
+        for line in (*failed, *(f"Note: {note}" for note in certificate.notes)):
+            _print(Text(line))
         _print(Text(f"{folder} is {verdict(certificate)} ({_took(meter)})."))
     return 0 if certificate.status is Status.PROVEN else 1
 
@@ -103,6 +107,12 @@ def verdict(certificate: Certificate) -> str:
     return f"{certificate.status}: {passed} of {len(checks)} checks passed"
 
 
+def prices(certificate: Certificate) -> list[str]:
+    """What a precision costs, of the checks that measure a price."""
+    priced = [check for check in certificate.checks if check.name.startswith(PRICE)]
+    return [f"{check.name}: {_number(check.measured)} {check.unit}" for check in priced]
+
+
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -113,7 +123,7 @@ def _number(value: float | None) -> str:
 
 
 def _limit(check: Check) -> str:
-    """The limit with its direction, which the verdict tells: a value above a limit that it keeps must be at least that."""
+    """The limit with its direction, which the verdict tells: a passed value above its limit had to be at least that."""
     if check.measured is None or check.limit is None:
         return _number(check.limit)
     at_least = check.measured != check.limit and check.passed == (check.measured > check.limit)

@@ -6,11 +6,13 @@
 | parity | the same logits, at every point of a grid | `points`, `parity`, `variants` |
 | generation | the same greedy texts | `generation` |
 
-`bisect` names the first piece of the graph that diverges, and why. The reference (`reference`) is the author's code with
-weights streamed in by ourselves; `operators` and `held` read the artifact back without the code that wrote it.
+`bisect` names the first piece of the graph that diverges, and `causes` why. The reference (`reference`) is the author's
+code, its weights streamed in by ourselves; `operators` and `held` read the artifact back without the code that wrote
+it.
 """
 
-from truecast.proof.bisect import Cause, Divergence, bisect
+from truecast.proof.bisect import Divergence, bisect
+from truecast.proof.causes import Cause
 from truecast.proof.proving import prove
 from truecast.proof.reference import Reference
 from truecast.proof.verifying import verify

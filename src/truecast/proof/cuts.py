@@ -1,8 +1,8 @@
 """Cutting a graph into pieces that are each run on the reference's own numbers.
 
-Data flow: values of the graph that the author's model knows by name (a module's output, a product's input, what attention
-takes and gives) are cut: whoever reads such a value gets the reference's instead, and the value itself becomes an output.
-So one run of the cut graph shows every piece's own error; none inherits the errors of the pieces before it.
+Data flow: values of the graph that the author's model knows by name (a module's output, a product's input, what
+attention takes and gives) are cut: whoever reads such a value gets the reference's instead, and the value itself
+becomes an output. So one run of the cut graph shows every piece's own error; none inherits those of the pieces before.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from truecast.artifact import GraphInfo
 from truecast.proof.operators import Array
+from truecast.proof.parity import compact
 from truecast.proof.points import Point
 from truecast.proof.recording import AttentionRecord, Recording
 from truecast.runtime.decoder import KEEP_NAME, positions
@@ -38,13 +39,13 @@ class Cut:
 
 
 def find_cuts(model: ir.Model, recording: Recording, head: str) -> list[Cut]:
-    """Every value that the recording knows, in the order of the graph. `head` names the module that gives the logits."""
+    """Every value that the recording knows, in the order of the graph; `head` is the module that gives the logits."""
     cuts: dict[str, Cut] = {}
     attention = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
-    records = dict(zip(sorted(map(_layer_of, attention)), recording.attention, strict=False))
+    records = dict(zip(sorted(map(layer_of_attention, attention)), recording.attention, strict=False))
     for node in model.graph:
         if node in attention:
-            _attention_cuts(node, records.get(_layer_of(node)), cuts)
+            _attention_cuts(node, records.get(layer_of_attention(node)), cuts)
             continue
         for value in node.outputs:
             _module_cut(value, node, recording, head, cuts)
@@ -115,7 +116,7 @@ def _product_below(node: ir.Node) -> ir.Node | None:
     return next((p for p in producers if p is not None and p.op_type in PRODUCTS), None)
 
 
-def _layer_of(node: ir.Node) -> int:
+def layer_of_attention(node: ir.Node) -> int:
     """The layer whose cache an attention operator reads."""
     past = node.inputs[3]
     assert past is not None and past.name is not None
@@ -125,7 +126,7 @@ def _layer_of(node: ir.Node) -> int:
 def _attention_cuts(node: ir.Node, record: AttentionRecord | None, cuts: dict[str, Cut]) -> None:
     if record is None:
         return
-    layer, output = _layer_of(node), node.outputs[0]
+    layer, output = layer_of_attention(node), node.outputs[0]
     assert output.name is not None
     flat = record.output.reshape(*record.output.shape[:2], -1)
     cuts[output.name] = Cut(output.name, flat, f"attention of layer {layer}", layer)
@@ -144,7 +145,7 @@ def _attention_cuts(node: ir.Node, record: AttentionRecord | None, cuts: dict[st
 def fitted(array: Array, shape: Sequence[int], like: Array) -> Array | None:
     """`array` in the layout that the graph has: as it is, with heads and positions swapped, or flattened.
 
-    Where several layouts have the right shape, the one that is nearest to `like` (what the graph itself gives) is taken.
+    Where several layouts have the right shape, the one nearest to `like` (what the graph itself gives) is taken.
     """
     candidates = [array]
     if array.ndim == 4:
@@ -167,7 +168,7 @@ def feeds(
     mask = point.mask[:, : run.end]
     fed: dict[str, Any] = {
         "input_ids": point.tokens[:, run.start : run.end],
-        "attention_mask": mask,
+        "attention_mask": compact(mask) if info.padding == "right" else mask,
         "position_ids": positions(mask, run.end - run.start),
         KEEP_NAME: np.array(0, np.int64),
     }

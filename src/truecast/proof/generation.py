@@ -111,7 +111,9 @@ def generation_check(decoder: Decoder, story: Story, error: float, name: str) ->
         found = agreement(story, artifact_tokens(decoder, story.prompts, count), error)
     except RUN_ERRORS as problem:
         return broken(TIER, name, f"generation does not run: {str(problem).strip().splitlines()[0]}")
-    detail = f"{len(story.prompts)} prompts of {_lengths(story)} tokens, {count} new ones each; {found.excused} part at a tie"
+    detail = (
+        f"{len(story.prompts)} prompts of {_lengths(story)} tokens, {count} new each; {found.excused} part at a tie"
+    )
     if found.parted:
         detail += f"; {found.parted[0]}"
     return check(TIER, name, float(len(found.parted)), 0.0, "rows that part", detail)

@@ -1,8 +1,8 @@
 """The weights an artifact holds, read back from its own files: what the graph will really multiply with.
 
-Data flow: the manifest says which checkpoint tensors an initializer holds → nodes that consume quantized initializers say
-how to decode them → a `HeldWeight` per parameter, whose rows come from the memory-mapped data file. Nothing here knows
-how the weights were packed.
+Data flow: the manifest says which checkpoint tensors an initializer holds → nodes that consume quantized initializers
+say how to decode them → a `HeldWeight` per parameter, whose rows come from the memory-mapped data file. Nothing here
+knows how the weights were packed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def load_graph(folder: Path, file: str) -> ir.Model:
 
 
 def held_weights(model: ir.Model, weights: Sequence[WeightInfo], sources: Sources) -> dict[str, HeldWeight]:
-    """Every parameter that the manifest's weights hold, by its name; several in one initializer lie one below the other.
+    """Every parameter that the manifest's weights hold, by its name; several may lie one below the other.
 
     Initializers that the manifest lists and the graph lacks, and arrays computed from no tensor, are left out.
     """

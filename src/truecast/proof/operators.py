@@ -49,7 +49,7 @@ def dequantize(codes: Array, scales: Array, bits: int, block: int, width: int, z
     return values.reshape(rows, -1)[:, :width]
 
 
-class MatMulNBits(OpRun):  # type: ignore[misc]
+class MatMulNBits(OpRun):
     """y = x · dequantized(B)ᵀ + bias."""
 
     op_domain = CONTRIB
@@ -60,10 +60,10 @@ class MatMulNBits(OpRun):  # type: ignore[misc]
         bias = rest[2] if len(rest) > 2 else None
         weight = dequantize(b, scales.reshape(n, -1), bits, block, k, zeros)
         y = x.astype(np.float32) @ weight.T
-        return ((y if bias is None else y + bias).astype(x.dtype),)
+        return (np.asarray(y if bias is None else y + bias, x.dtype),)
 
 
-class GatherBlockQuantized(OpRun):  # type: ignore[misc]
+class GatherBlockQuantized(OpRun):
     """Rows of a quantized table."""
 
     op_domain = CONTRIB
@@ -78,7 +78,7 @@ class GatherBlockQuantized(OpRun):  # type: ignore[misc]
         return (values.reshape(*indices.shape, width).astype(scales.dtype),)
 
 
-class FusedMatMul(OpRun):  # type: ignore[misc]
+class FusedMatMul(OpRun):
     """alpha · A · B, either transposed first."""
 
     op_domain = CONTRIB
@@ -89,7 +89,7 @@ class FusedMatMul(OpRun):  # type: ignore[misc]
         return ((np.float32(attributes.get("alpha") or 1.0) * (a.astype(np.float32) @ b)).astype(a.dtype),)
 
 
-class SimplifiedLayerNormalization(OpRun):  # type: ignore[misc]
+class SimplifiedLayerNormalization(OpRun):
     """x · scale / sqrt(mean(x²) + epsilon) over the last axis."""
 
     op_domain = ""
@@ -100,67 +100,65 @@ class SimplifiedLayerNormalization(OpRun):  # type: ignore[misc]
         return ((wide / root * scale).astype(x.dtype),)
 
 
-class RotaryEmbedding(OpRun):  # type: ignore[misc]
+class RotaryEmbedding(OpRun):
     """Rotates the pairs of every head by the row of the table that belongs to its position."""
 
     op_domain = CONTRIB
 
     def _run(self, x: Array, positions: Array, cos: Array, sin: Array, **attributes: Any) -> tuple[Array]:
-        width = int(attributes.get("rotary_embedding_dim") or 0) or 2 * cos.shape[1]
         batch, sequence = positions.shape
-        per_head = x.shape[-1] // int(attributes.get("num_heads") or 0) if attributes.get("num_heads") else width
-        heads = x.reshape(batch, sequence, -1, per_head).astype(np.float32)
-        c, s = (table[positions][:, :, None, :] for table in (cos, sin))
-        turned, rest = heads[..., :width], heads[..., width:]
-        if attributes.get("interleaved"):
-            a, b = turned[..., 0::2], turned[..., 1::2]
-            turned = np.stack((a * c - b * s, a * s + b * c), -1).reshape(turned.shape)
-        else:
-            a, b = turned[..., : width // 2], turned[..., width // 2 :]
-            turned = np.concatenate((a * c - b * s, a * s + b * c), -1)
-        return (np.concatenate((turned, rest), -1).reshape(x.shape).astype(x.dtype),)
+        heads = int(attributes.get("num_heads") or 0)
+        width = x.shape[-1] // heads if heads else 2 * cos.shape[1]
+        states = x.reshape(batch, sequence, -1, width).transpose(0, 2, 1, 3)
+        interleaved = bool(attributes.get("interleaved"))
+        turned = _turned(states, cos[positions][:, None], sin[positions][:, None], interleaved)
+        return (turned.transpose(0, 2, 1, 3).reshape(x.shape),)
 
 
-class GroupQueryAttention(OpRun):  # type: ignore[misc]
-    """Causal attention of new tokens over past and new ones, rows in the order of the cache; rotation is outside."""
+class GroupQueryAttention(OpRun):
+    """Causal attention of new tokens over past and new ones, in the order of the cache; may split and rotate first."""
 
     op_domain = CONTRIB
 
-    def _run(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        past_k: Array,
-        past_v: Array,
-        last: Array,
-        total: Array,
-        *rest: Any,
-        **attrs: Any,
-    ) -> tuple[Array, Array, Array]:
-        bias = rest[3] if len(rest) > 3 else None
-        sinks = rest[4] if len(rest) > 4 else None
-        heads, groups = int(attrs["num_heads"]), int(attrs["kv_num_heads"])
-        query, key, value = (_heads(x, n) for x, n in ((q, heads), (k, groups), (v, groups)))
-        length = int(np.asarray(total).reshape(-1)[0])
-        new = query.shape[2]
+    def _run(self, q: Array, k: Any, v: Any, *rest: Any, **attrs: Any) -> tuple[Array, Array, Array]:
+        past_k, past_v, last, total, cos, sin, _, bias, sinks = [*rest, *(None,) * 9][:9]
+        query, key, value = _split_heads(q, k, v, int(attrs["num_heads"]), int(attrs["kv_num_heads"]))
+        length, new = int(np.asarray(total).reshape(-1)[0]), query.shape[2]
         present_k, present_v = (np.zeros((*x.shape[:2], length, x.shape[3]), x.dtype) for x in (key, value))
         out = np.zeros(query.shape, np.float32)
-        for row in range(query.shape[0]):
+        for row in range(len(query)):
             past = max(int(last[row]) + 1 - new, 0) if length > new else 0
-            for present, old, fresh in ((present_k, past_k, key), (present_v, past_v, value)):
+            states, fresh = query[row], key[row]
+            if attrs.get("do_rotary"):
+                tables = (cos[past : past + new], sin[past : past + new])
+                states, fresh = (_turned(x, *tables, bool(attrs.get("rotary_interleaved"))) for x in (states, fresh))
+            for present, old, newest in ((present_k, past_k, fresh), (present_v, past_v, value[row])):
                 present[row, :, :past] = old[row, :, :past]
-                present[row, :, past : past + new] = fresh[row]
+                present[row, :, past : past + new] = newest
             row_bias = None if bias is None else bias[min(row, len(bias) - 1)]
-            states = (query[row], present_k[row], present_v[row])
-            out[row] = _attend(*states, past, row_bias, sinks, attrs)
-        flat = out.transpose(0, 2, 1, 3).reshape(q.shape).astype(q.dtype)
-        return flat, present_k, present_v
+            out[row] = _attend(states, present_k[row], present_v[row], past, row_bias, sinks, attrs)
+        flat = out.transpose(0, 2, 1, 3)
+        return flat.reshape(*flat.shape[:2], -1).astype(q.dtype), present_k, present_v
 
 
-def _heads(flat: Array, heads: int) -> Array:
-    batch, sequence, width = flat.shape
-    return flat.reshape(batch, sequence, heads, width // heads).transpose(0, 2, 1, 3)
+def _split_heads(q: Array, k: Array | None, v: Array | None, heads: int, groups: int) -> list[Array]:
+    """Queries, keys and values [batch, heads, sequence, width]; without keys, `q` holds all three side by side."""
+    if k is None or v is None:
+        width = q.shape[-1] // (heads + 2 * groups)
+        q, k, v = np.split(q, [heads * width, (heads + groups) * width], axis=-1)
+    shaped = [x.reshape(*x.shape[:2], n, -1) for x, n in ((q, heads), (k, groups), (v, groups))]
+    return [x.transpose(0, 2, 1, 3) for x in shaped]
+
+
+def _turned(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+    """x [..., sequence, width] rotated by cos and sin [sequence, pairs]; what lies beyond the pairs stays."""
+    width = 2 * cos.shape[-1]
+    turned, rest = x[..., :width].astype(np.float32), x[..., width:]
+    halves = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, width // 2), slice(width // 2, None))
+    a, b = (turned[..., half] for half in halves)
+    result = np.empty_like(turned)
+    result[..., halves[0]], result[..., halves[1]] = a * cos - b * sin, a * sin + b * cos
+    return np.concatenate((result, rest), -1).astype(x.dtype)
 
 
 def _attend(

@@ -37,7 +37,7 @@ NOISE_FACTOR = 8.0
 HALF_EPSILON = 2.0**-11
 """Largest relative error of one rounding to float16."""
 HALF_ROUNDINGS = 16.0
-"""Values that one layer rounds to float16 on the way (norms, products, rotation, scores, residuals), about; the errors of
+"""About as many values one layer rounds to float16 on the way (norms, products, rotation, scores, residuals); errors of
 n layers add up like a random walk."""
 SPARE = 3
 """Capacity of the caches beyond what a point needs, so that length and capacity are never taken for one another."""
@@ -101,7 +101,8 @@ def graph_logits(decoder: Decoder, point: Point) -> Iterator[Array]:
 
 def compact(mask: Array) -> Array:
     """The mask of the padding contract `right`: as many ones as before, in front."""
-    return (np.arange(mask.shape[1]) < mask.sum(1, keepdims=True)).astype(np.int64)
+    ones: Array = (np.arange(mask.shape[1]) < mask.sum(1, keepdims=True)).astype(np.int64)
+    return ones
 
 
 def real_positions(point: Point) -> list[Array]:

@@ -9,9 +9,9 @@
 | text | 3 | 64, then one by one | – | all ones; real text where the artifact can tokenize |
 
 Left out, and said so in the notes: several new tokens after a past for more than one row where the graph's attention
-operator refuses it; masks that the padding contract excludes; windows and thresholds beyond `LONGEST` positions or dearer
-than `DEAREST`; points longer than the context. Long points compare the last `LAST` positions of a run, not all of them:
-their purpose is what lies at their end.
+operator refuses it; masks that the padding contract excludes; windows and thresholds beyond `LONGEST` positions or
+dearer than `DEAREST`; points longer than the context. Long points compare the last `LAST` positions of a run, not all
+of them: their purpose is what lies at their end.
 """
 
 from __future__ import annotations
@@ -209,8 +209,7 @@ def _text(limits: Limits, notes: list[str]) -> Iterator[Point]:
 def config_windows(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The attention window that the configuration states, whether or not the model uses it."""
     stated = config.get("sliding_window")
-    usable = isinstance(stated, int) and not isinstance(stated, bool) and stated > 1
-    return (stated,) if usable else ()
+    return (stated,) if isinstance(stated, int) and not isinstance(stated, bool) and stated > 1 else ()
 
 
 def stretches(config: Mapping[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """The proof as a whole: every tier in order, the certificate at the end.
 
 Data flow: graph and weights are checked as they lie (tier 1) → the author's model is built, once, and takes the
-checkpoint's weights, then those the artifact holds → logits at every point of the grid (tier 2) → greedy texts (tier 4) →
-where a check failed, bisection says where and why → `Certificate`.
+checkpoint's weights, then those the artifact holds → logits at every point of the grid (tier 2) → greedy texts (tier 4)
+→ where a check failed, bisection says where and why → `Certificate`.
 
 A check that fails does not stop the proof: the certificate lists all of them. Only a graph that ONNX Runtime does not
 load does.
@@ -160,8 +160,8 @@ def _static(case: _Case, config: Mapping[str, Any]) -> tuple[list[Check], list[F
 
 def _limits(case: _Case, config: Mapping[str, Any]) -> Limits:
     info, parameters = case.manifest.graph, case.reference.parameters
-    embedding = case.reference.model.get_input_embeddings().weight
-    vocabulary = info.vocab_size or embedding.shape[0]
+    embedding: torch.Tensor = case.reference.model.get_input_embeddings().weight  # type: ignore[assignment]
+    vocabulary = info.vocab_size or int(embedding.shape[0])
     attention = {
         node.attributes["local_window_size"].as_int()
         for node in case.model.graph

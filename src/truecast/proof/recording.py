@@ -110,11 +110,11 @@ def _watched_class(kind: type[nn.Module], names: Mapping[int, str], recording: R
             recording.outputs[names[id(self)]] = result.numpy().copy()
         return result
 
-    kind.forward = forward  # type: ignore[assignment]
+    kind.forward = forward
     try:
         yield
     finally:
-        kind.forward = original  # type: ignore[method-assign]
+        kind.forward = original
 
 
 @contextmanager
@@ -130,8 +130,8 @@ def _watched_attention(model: PreTrainedModel, recording: Recording) -> Iterator
         author = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
         result = author(module, query, key, value, mask, *args, **kwargs)
         settings = {name: v for name, v in kwargs.items() if isinstance(v, bool | int | float | None)}
-        arrays = [x.numpy().copy() for x in (query, key, value, result[0])]
-        recording.attention.append(AttentionRecord(*arrays, settings))
+        q, k, v, out = (x.numpy().copy() for x in (query, key, value, result[0]))
+        recording.attention.append(AttentionRecord(q, k, v, out, settings))
         return result
 
     functions[WATCHED], masks[WATCHED] = attend, masks["eager"]

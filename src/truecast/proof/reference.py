@@ -1,8 +1,8 @@
 """The reference: the model author's own code in float32, with weights we streamed in ourselves.
 
-Data flow: configuration → the author's model under fake tensors → real buffers from the author's initialisation → weights,
-a run of rows at a time, either from the checkpoint (`load_checkpoint`) or as the artifact holds them (`load_held`).
-There is one model; loading other weights replaces the ones it had, so that memory holds the floats once.
+Data flow: configuration → the author's model under fake tensors → real buffers from the author's initialisation →
+weights, a run of rows at a time, either from the checkpoint (`load_checkpoint`) or as the artifact holds them
+(`load_held`). There is one model; loading other weights replaces the ones it had, so that memory holds the floats once.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Reference:
                 _rows(parameter, start, stop).copy_(_tensor(finite_rows(stored, start, stop)))
 
     def load_held(self, weights: Mapping[str, HeldWeight]) -> None:
-        """Takes the weights as an artifact holds them; a parameter it lacks, or holds in another shape, stays as it is."""
+        """Takes the weights as an artifact holds them; one it lacks or has in another shape stays as it is."""
         for name, parameter in self.parameters.items():
             weight = self.held(name, weights)
             if weight is None:
@@ -138,15 +138,15 @@ class Reference:
     def in_float64(self) -> Iterator[None]:
         """The same model in float64 while the context lasts; casts inside the author's code stay as they are."""
         self.reset()
-        self.model.double()
+        nn.Module.to(self.model, torch.float64)
         masks = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
-        author = masks["eager"]
+        author: Any = masks["eager"]
         masks["eager"] = lambda *args, **kwargs: _finite(author(*args, **kwargs))
         try:
             yield
         finally:
             masks["eager"] = author
-            self.model.float()
+            nn.Module.to(self.model, torch.float32)
             self.reset()
 
 

@@ -67,7 +67,8 @@ def exact_products(model: ir.Model) -> None:
 
 def graph_bytes(model: ir.Model) -> bytes:
     """The graph as ONNX Runtime reads it; the weights stay in their file."""
-    return ir.to_proto(model).SerializeToString()
+    serialized: bytes = ir.to_proto(model).SerializeToString()
+    return serialized
 
 
 def _session(folder: Path, file: str, options: ort.SessionOptions, change: Change | None) -> ort.InferenceSession:

@@ -67,9 +67,11 @@ def _doubles(model: ir.Model) -> Iterator[str]:
     for node in model.graph:
         tensor = ir.convenience.get_const_tensor(node.outputs[0]) if node.op_type == "Constant" else None
         to = node.attributes.get("to")
-        if (tensor is not None and tensor.dtype == double) or (to is not None and to.as_int() == double):
-            yield f"{node.name} ({node.op_type})"
-        elif any(value.dtype == double for value in node.outputs):
+        if (
+            (tensor is not None and tensor.dtype == double)
+            or (to is not None and to.as_int() == double)
+            or any(value.dtype == double for value in node.outputs)
+        ):
             yield f"{node.name} ({node.op_type})"
 
 
@@ -78,7 +80,7 @@ def _dims(value: ir.Value) -> list[int | str | None]:
 
 
 def _axis_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
-    optional = {name for name in model.graph.initializers}
+    optional = set(model.graph.initializers)
     for value in model.graph.inputs:
         name = value.name or ""
         if name in SYMBOLS and tuple(_dims(value)) != SYMBOLS[name]:
@@ -114,7 +116,8 @@ def _literals(model: ir.Model, config: Mapping[str, Any]) -> Iterator[str]:
     known |= {d for v in (*model.graph.inputs, *model.graph.outputs) for d in _dims(v) if isinstance(d, int)}
     for node in model.graph:
         for index in SHAPE_INPUTS.get(node.op_type, ()):
-            tensor = ir.convenience.get_const_tensor(node.inputs[index]) if index < len(node.inputs) else None
+            value = node.inputs[index] if index < len(node.inputs) else None
+            tensor = ir.convenience.get_const_tensor(value) if value is not None else None
             if tensor is None:
                 continue
             values = np.atleast_1d(tensor.numpy()).tolist()

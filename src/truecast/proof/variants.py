@@ -24,14 +24,14 @@ from truecast.runtime.cache import cache_tensors
 from truecast.runtime.decoder import KEEP_NAME, Decoder, positions
 
 INT8_RELATIVE = 2e-2
-"""Limit where activations are rounded to int8: a last bit may tip a rounding, which moves a value by a whole step of its
-block's largest / 127, and few such steps reach a logit."""
+"""Limit where activations are rounded to int8: a last bit may tip a rounding, which moves a value by a whole step of
+its block's largest / 127, and few such steps reach a logit."""
 
 
 def variant_checks(
     folder: Path, info: GraphInfo, reference: Reference, usual: Subject, shipped: Subject, point: Point, against: str
 ) -> list[Check]:
-    """Checks of every other way to run the graph; `usual` is the subject of the tight rule, `shipped` the one in use."""
+    """Checks of every other way to run the graph; `usual` follows the tight rule, `shipped` is what is used."""
     exact = usual is not shipped
     limit = INT8_RELATIVE if exact else (usual.limit or RELATIVE)
     written = Subject(
@@ -70,7 +70,7 @@ def _same(name: str, decoder: Decoder, other: Iterator[Array], point: Point, lim
 
 
 def plain_logits(decoder: Decoder, point: Point, keep: int | None = 0) -> Iterator[Array]:
-    """Logits of a point with past and present as ordinary arrays; `keep` None leaves the number of logits to the graph."""
+    """Logits of a point with past and present as ordinary arrays; `keep` None leaves their number to the graph."""
     tensors = cache_tensors(decoder.info)
     past = {tensor.past: tensor.empty(point.batch, 0) for tensor in tensors}
     outputs = [value.name for value in decoder.session.get_outputs()]

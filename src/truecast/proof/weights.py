@@ -1,13 +1,15 @@
 """Tier 1, the weights: each one in the artifact, against the checkpoint, one to one.
 
-Every initializer is listed in the manifest and has the listed hash, every parameter of the author's model is held, every
-checkpoint tensor is used or ignored for a reason, and every held value is what the checkpoint's value becomes:
+Every initializer is listed in the manifest and has the listed hash, every parameter of the author's model is held,
+every checkpoint tensor is used or ignored for a reason, and every held value is what the checkpoint's value becomes:
 
 | packing | bound on |w - held|, with a the largest |w| of the block and n the bits |
 |---|---|
 | dense | 0: the same value after the cast |
 | round to nearest, symmetric | half a step of a / 2^(n-1) |
-| … on the side where the codes end one short | a whole step: the codes go from -2^(n-1) to 2^(n-1) - 1, and a lies on the longer side |
+| … at the end of the shorter side | a whole step |
+
+The codes go from -2^(n-1) to 2^(n-1) - 1; a lies on the longer side, and the shorter one ends a step before -a.
 
 The bound follows from the checkpoint and the format alone. It does not use the artifact's own scale, with which a scale
 that is too large would excuse the errors it makes.
@@ -101,7 +103,7 @@ def hash_check(model: ir.Model, manifest: Manifest) -> Check:
         for name in info.initializers:
             array = array_of(model, name)
             for start, stop in row_chunks(array.shape):
-                digest.update(np.ascontiguousarray(array[start:stop] if array.ndim else array).view(np.uint8))
+                digest.update(np.ascontiguousarray(array[start:stop] if array.ndim else array).view(np.uint8).data)
         if digest.hexdigest() != info.sha256:
             faults.append(f"the bytes of {info.initializers[0]} are not those that were written")
     return counted(TIER, "hashes of the weights", faults, "weights", f"{len(manifest.weights)} weights")

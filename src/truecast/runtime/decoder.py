@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from truecast.artifact import GraphInfo, read_manifest
 from truecast.errors import InputError
 from truecast.runtime.cache import ConcatenatedCache, KeyValueCache, SharedCache, cache_tensors
+from truecast.runtime.pages import use_huge_pages
 from truecast.runtime.providers import NOTHING, open_session
 
 KEEP_NAME = "num_logits_to_keep"
@@ -43,14 +44,19 @@ class Decoder:
         exact: bool = False,
         entries: Mapping[str, str] = NOTHING,
     ) -> Self:
-        """Opens the artifact in `folder`; see `open_session` for the other arguments. Raises InputError."""
+        """Opens the artifact in `folder` to generate with; see `open_session` for the other arguments.
+
+        The weights are gathered into huge pages, which takes 0.03 to 0.2 s per 100 MB. Raises InputError.
+        """
         folder = Path(folder)
         info = read_manifest(folder).graph
         if provider.lower() != "cpu":
             raise InputError(f"Decoding on {provider} is not possible yet, its cache lives in main memory; use cpu.")
         if info.cache is None:
             raise InputError(f"{folder} holds no decoder (no key/value cache); export a language model instead.")
-        return cls(open_session(folder / info.file, provider, threads, exact=exact, entries=entries), info)
+        session = open_session(folder / info.file, provider, threads, exact=exact, entries=entries)
+        use_huge_pages()
+        return cls(session, info)
 
     @property
     def in_place(self) -> bool:

@@ -38,9 +38,10 @@ def capture(step: nn.Module, cached: Callable[[], Sequence[int]], opset: int) ->
     graph = _to_onnx(program, [f"present.{layer}.{part}" for layer in cached() for part in ("key", "value")], opset)
     ClearMetadataAndDocStringPass()(graph)
     graph.producer_name, graph.producer_version = "truecast", None
+    bound_later = {name for named in (step.named_parameters, step.named_buffers) for name, _ in named()}
     for name, value in list(graph.graph.initializers.items()):
         value.name = name.removeprefix(WRAPPER)
-        value.const_value = _real_constant(value)
+        value.const_value = None if name in bound_later else _real_constant(value)
     _past_inputs(graph.graph)
     return graph
 
@@ -68,7 +69,7 @@ def _measure_past(probe: ir.Value, past: ir.Value) -> None:
 
 
 def _real_constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The data of a constant of the author's code; None for parameters and buffers, which are bound later."""
+    """The data of a constant of the author's code, or None where it has none."""
     raw = getattr(value.const_value, "raw", None)
     if isinstance(raw, FakeTensor):
         raw = raw.constant

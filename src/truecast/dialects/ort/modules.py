@@ -162,9 +162,8 @@ def _emit_norm(module: nn.Module, form: _NormForm, x: Tensor) -> Tensor:
     scale: Tensor = module.get_parameter(form.weight) if form.weight else torch.ones(x.shape[-1], dtype=x.dtype)
     if form.offset:
         scale = scale + form.offset
-    inputs = [x, scale]
-    if form.bias:
-        inputs.append(module.get_parameter(form.bias))
+    bias = module.get_parameter(form.bias) if form.bias else None
+    inputs = [x, scale] if bias is None or not form.centred else [x, scale, bias]
     result: Tensor = torch.onnx.ops.symbolic(
         "LayerNormalization" if form.centred else "SimplifiedLayerNormalization",
         inputs,
@@ -173,7 +172,7 @@ def _emit_norm(module: nn.Module, form: _NormForm, x: Tensor) -> Tensor:
         shape=x.shape,
         version=1 if not form.centred else 17,
     )
-    return result
+    return result if bias is None or form.centred else result + bias
 
 
 def _tanh_gelu(x: Tensor) -> Tensor:

@@ -1,0 +1,83 @@
+"""Tier 4: what counts as the same text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.proof.conftest import Artifact
+from tests.proof.planting import manifest_of
+from truecast.checkpoint import open_checkpoint
+from truecast.proof.generation import Story, agreement, author_story, generation_check, new_tokens, shipped_check
+from truecast.proof.prompts import PROMPTS, TEXTS, prompt_tokens, text_tokens
+from truecast.proof.reference import Reference
+from truecast.proof.sessions import open_decoder
+
+CASE = "gemma3_text"
+
+
+def story(gap: float = 1.0) -> Story:
+    tokens = np.arange(8).reshape(2, 4)
+    return Story([[1], [2, 3]], tokens, np.full(tokens.shape, gap))
+
+
+def test_equal_texts_agree() -> None:
+    found = agreement(story(), story().tokens, 0.1)
+    assert (found.equal, found.excused, found.parted) == ((4, 4), 0, ())
+
+
+def test_a_difference_is_excused_only_at_a_tie() -> None:
+    other = story().tokens.copy()
+    other[1, 2] = 99
+    assert agreement(story(gap=0.15), other, 0.1).excused == 1
+    found = agreement(story(gap=0.25), other, 0.1)
+    assert found.excused == 0 and found.equal == (4, 2)
+    assert "prompt 1 at token 2" in found.parted[0]
+
+
+def test_what_follows_a_difference_is_not_compared() -> None:
+    other = story().tokens.copy()
+    other[0, 1:] = 99
+    assert agreement(story(gap=0.1), other, 0.1).excused == 1
+
+
+def test_a_text_too_short_is_not_excused() -> None:
+    assert len(agreement(story(gap=0.0), story().tokens[:, :3], 1.0).parted) == 2
+
+
+def test_the_author_and_the_artifact_tell_the_same_story(made: Artifact) -> None:
+    folder = made(CASE, "fp32")
+    info = manifest_of(folder).graph
+    reference = Reference.build(open_checkpoint(manifest_of(folder).source.path))
+    reference.load_checkpoint()
+    prompts, real = prompt_tokens(folder, 300)
+    assert real and len(prompts) == len(PROMPTS) >= 8
+    told = author_story(reference, prompts, 12)
+    decoder = open_decoder(folder, info)
+    assert generation_check(decoder, told, 1e-4, "n").passed
+    assert shipped_check(decoder, told, "n").measured == 12
+    told.tokens[3, 5] += 1
+    told.gaps[3, 5] = 2.0
+    check = generation_check(decoder, told, 1e-4, "n")
+    assert not check.passed and "prompt 3 at token 5" in check.detail
+
+
+@pytest.mark.parametrize(("context", "count"), [(None, 64), (1000, 64), (50, 41), (5, 1)])
+def test_no_more_is_generated_than_the_context_takes(context: int | None, count: int) -> None:
+    assert new_tokens([[1] * 9, [1]], context) == count
+
+
+def test_without_a_tokenizer_tokens_are_random_and_of_unequal_lengths(tmp_path: Path) -> None:
+    prompts, real = prompt_tokens(tmp_path, 50)
+    assert not real and len({len(prompt) for prompt in prompts}) > 4
+    assert all(0 <= token < 50 for prompt in prompts for token in prompt)
+    assert prompts == prompt_tokens(tmp_path, 50)[0]
+    assert text_tokens(tmp_path, 50) == ()
+
+
+def test_a_tokenizer_beyond_the_vocabulary_is_not_used(made: Artifact) -> None:
+    folder = made(CASE, "fp32")
+    assert len(text_tokens(folder, 300)) == len(TEXTS)
+    assert text_tokens(folder, 100) == () and not prompt_tokens(folder, 100)[1]

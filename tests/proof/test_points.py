@@ -1,0 +1,118 @@
+"""The grid: what it must hold, and what it may leave out only with a note."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from truecast.proof.points import (
+    BATCHES,
+    NEWS,
+    PASTS,
+    Limits,
+    Point,
+    config_thresholds,
+    config_windows,
+    grid,
+    stretches,
+)
+
+LIMITS = Limits("any", True, 300, 128, (8,), (40,), 10**6, 4, ())
+
+
+def named(limits: Limits) -> dict[str, Point]:
+    return {point.name: point for point in grid(limits)[0]}
+
+
+def test_every_size_of_batch_step_and_past_is_there() -> None:
+    points = named(LIMITS)
+    for batch, new, past in product(BATCHES, NEWS, PASTS):
+        point = points[f"batch {batch}, new {new}, past {past}"]
+        assert (point.batch, point.pieces) == (batch, (past, new) if past else (new,))
+        assert point.mask.all()
+
+
+def test_an_operator_that_takes_one_row_after_a_past_gets_one_and_the_note_says_so() -> None:
+    points, notes = grid(replace(LIMITS, many_after_past=False))
+    names = {point.name for point in points}
+    assert "batch 2, new 17, past 11" not in names
+    assert {"batch 1, new 17, past 11", "batch 3, new 1, past 11", "batch 3, new 64, past 0"} <= names
+    assert any("one row" in note for note in notes)
+
+
+def test_masks_of_every_kind_are_there_for_any_contract() -> None:
+    points = named(LIMITS)
+    kinds = {
+        "left padding",
+        "right padding",
+        "holes",
+        "left, right and holes in one batch",
+        "holes in a past, then 9 new",
+    }
+    assert kinds <= set(points)
+    assert not points["left padding"].mask[1, 0] and points["left padding"].mask[:, -1].all()
+    assert not points["right padding"].mask[1, 16] and points["right padding"].mask[:, 0].all()
+    assert all(0 < row[:17].sum() < 17 for row in points["holes"].mask)
+
+
+def test_the_contract_right_gets_right_padding_only_and_the_note_says_so() -> None:
+    points, notes = grid(replace(LIMITS, padding="right"))
+    for point in points:
+        first = point.mask[:, : point.pieces[0]]
+        assert (np.sort(first, axis=1)[:, ::-1] == first).all(), point.name
+    assert any("contract" in note for note in notes)
+    assert "right padding" in {point.name for point in points}
+
+
+def test_windows_and_thresholds_are_crossed_at_once_and_step_by_step() -> None:
+    points = named(LIMITS)
+    for name, edge in (("window 8", 8), ("rotary threshold 40", 40)):
+        crossing = [point for key, point in points.items() if key.startswith(name)]
+        assert any(point.pieces[0] == edge + 5 for point in crossing)
+        assert any(point.pieces[0] < edge < sum(point.pieces) and 1 in point.pieces for point in crossing)
+
+
+@pytest.mark.parametrize("limits", [replace(LIMITS, windows=(8192,)), replace(LIMITS, windows=(4000,), weights=10**10)])
+def test_a_window_too_far_is_left_out_with_a_note(limits: Limits) -> None:
+    points, notes = grid(replace(limits, context=None))
+    assert not [point for point in points if point.name.startswith("window")]
+    assert any("attention window" in note for note in notes)
+
+
+def test_points_beyond_the_context_are_left_out_with_a_note() -> None:
+    points, notes = grid(replace(LIMITS, context=32))
+    assert max(point.tokens.shape[1] for point in points) <= 32
+    assert any("context of 32" in note for note in notes)
+
+
+def test_tokens_differ_between_rows_and_from_the_trace() -> None:
+    tokens = named(LIMITS)["batch 3, new 64, past 0"].tokens
+    assert len(np.unique(tokens)) > 50
+    assert not (tokens[0] == tokens[1]).all()
+
+
+def test_text_stands_in_the_text_point_and_its_absence_is_noted() -> None:
+    texts = tuple(tuple(range(row, row + 80)) for row in range(3))
+    points, notes = grid(replace(LIMITS, texts=texts))
+    assert next(point for point in points if point.text).tokens[2, 0] == 2
+    assert not any("random" in note for note in notes)
+    assert any("random" in note for note in grid(LIMITS)[1])
+
+
+def test_runs_cover_a_point_and_compare_what_they_should() -> None:
+    point = named(LIMITS)["batch 2, new 17, past 11"]
+    first, second = point.runs()
+    assert (first.start, first.end, first.kept) == (0, 11, slice(10, 11))
+    assert (second.start, second.end, second.kept) == (11, 28, slice(11, 28))
+
+
+def test_thresholds_and_windows_come_from_the_configuration() -> None:
+    dynamic = {"max_position_embeddings": 40, "rope_parameters": {"rope_type": "dynamic"}}
+    long = {"rope_parameters": {"full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 48}}}
+    assert config_thresholds(dynamic) == (40,) and stretches(dynamic)
+    assert config_thresholds(long) == (48,) and not stretches(long)
+    assert config_thresholds({"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 32}}) == ()
+    assert config_windows({"sliding_window": 8}) == (8,) and config_windows({"sliding_window": None}) == ()

@@ -1,0 +1,70 @@
+"""`verify`: files and source first, then the proof; nothing on disk changes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.proof.conftest import Artifact
+from tests.proof.planting import change_manifest, failed, manifest_of
+from truecast.artifact import Status, sha256_of
+from truecast.checkpoint import open_checkpoint
+from truecast.errors import InputError
+from truecast.proof import prove, verify
+
+CASE = "gemma3_text"
+
+
+def test_a_sound_artifact_is_proven_again_and_left_alone(spoilable: Artifact) -> None:
+    folder = spoilable(CASE, "int4")
+    before = {path.name: sha256_of(path) for path in folder.iterdir()}
+    stages: list[str] = []
+    certificate = verify(folder, progress=lambda stage, done, total: stages.append(stage))
+    assert certificate.status is Status.PROVEN
+    assert {path.name: sha256_of(path) for path in folder.iterdir()} == before
+    assert {"check files", "check source", "check weights", "compare", "generate"} <= set(stages)
+
+
+def test_the_same_proof_gives_the_same_certificate(made: Artifact) -> None:
+    manifest = manifest_of(made(CASE, "int4"))
+    first, second = (prove(made(CASE, "int4"), open_checkpoint(manifest.source.path), manifest) for _ in range(2))
+    assert first == second
+    assert "threads" in first.environment and "features" in first.environment
+
+
+def test_a_changed_file_fails_though_the_model_is_the_same(spoilable: Artifact) -> None:
+    folder = spoilable(CASE, "int4")
+    (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    certificate = verify(folder)
+    assert certificate.status is Status.FAILED
+    assert failed(certificate)["files of the artifact"].detail == "tokenizer_config.json has changed"
+
+
+def test_a_missing_file_fails_without_a_proof(spoilable: Artifact) -> None:
+    folder = spoilable(CASE, "int4")
+    (folder / "model.onnx.data").unlink()
+    certificate = verify(folder)
+    assert certificate.status is Status.FAILED
+    assert failed(certificate)["files of the artifact"].detail == "model.onnx.data is missing"
+
+
+def test_a_source_that_is_gone_is_asked_for(spoilable: Artifact, tmp_path: Path) -> None:
+    folder = spoilable(CASE, "int4")
+    source = manifest_of(folder).source
+    change_manifest(folder, source=source.model_copy(update={"path": str(tmp_path / "gone")}))
+    with pytest.raises(InputError, match="--against"):
+        verify(folder)
+    assert verify(folder, against=source.path).status is Status.PROVEN
+
+
+def test_another_checkpoint_of_the_same_shape_is_no_source(spoilable: Artifact, tmp_path: Path) -> None:
+    folder = spoilable(CASE, "int4")
+    source = Path(shutil.copytree(manifest_of(folder).source.path, tmp_path / "other"))
+    weights = bytearray((source / "model.safetensors").read_bytes())
+    weights[-4:] = bytes([0, 0, 64, 65])
+    (source / "model.safetensors").write_bytes(weights)
+    found = failed(verify(folder, against=source))
+    assert found["files of the source"].detail == "model.safetensors has changed"
+    assert "weights are the checkpoint's" in found

@@ -1,0 +1,87 @@
+"""From a module under fake tensors to a graph: what is a weight, what is a constant, what must stay free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from truecast.errors import InputError
+from truecast.trace.capture import capture, past_of
+from truecast.trace.skeleton import fake_tensors
+
+HEADS, WIDTH = 2, 8
+TABLE = torch.tensor([0.5, 0.25])
+
+
+class Step(nn.Module):
+    """One step of a decoder with one cached layer; `logits` says what it gives."""
+
+    def __init__(self, logits: Callable[[Step, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.decoder = nn.Module()
+        self.decoder.weight = nn.Parameter(torch.tensor([2.0]))
+        self.decoder.register_buffer("scale", torch.tensor(3.0), persistent=False)
+        self.logits = logits
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_probe: Tensor) -> Any:
+        shape = ((HEADS, WIDTH), (HEADS, WIDTH))
+        key, value = past_of(0, shape, past_probe, torch.float32, input_ids.shape[0])
+        return self.logits(self, input_ids), [key + past_probe.shape[0], value * attention_mask.shape[1]]
+
+
+def captured(logits: Callable[[Step, Tensor], Tensor]) -> ir.Model:
+    with fake_tensors():
+        step = Step(logits)
+    return capture(step, lambda: [0], 21)
+
+
+@pytest.fixture(scope="module")
+def graph() -> ir.Graph:
+    return captured(lambda self, ids: (ids[..., None] * self.decoder.weight * self.decoder.scale) * TABLE).graph
+
+
+def test_weights_and_buffers_are_left_to_be_bound(graph: ir.Graph) -> None:
+    assert {name for name, value in graph.initializers.items() if value.const_value is None} == {"weight", "scale"}
+
+
+def test_a_constant_of_the_authors_code_keeps_its_values(graph: ir.Graph) -> None:
+    constants = [v.const_value for v in graph.initializers.values() if v.const_value is not None]
+    constants += [node.attributes["value"].as_tensor() for node in graph if "value" in node.attributes]
+    assert any(tensor.numpy().tolist() == TABLE.tolist() for tensor in constants)
+
+
+def test_pasts_are_inputs_and_presents_are_outputs(graph: ir.Graph) -> None:
+    assert [value.name for value in graph.inputs] == [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "past_key_values.0.key",
+        "past_key_values.0.value",
+    ]
+    assert [value.name for value in graph.outputs] == ["logits", "present.0.key", "present.0.value"]
+
+
+def test_the_length_of_the_past_is_measured_on_the_past(graph: ir.Graph) -> None:
+    readers = {node.inputs[0].name for node in graph if node.op_type == "Shape" and node.inputs[0] is not None}
+    assert "past_key_values.0.value" in readers
+    assert not any("Past" in node.op_type for node in graph)
+
+
+def fixed_length(self: Step, ids: Tensor) -> Tensor:
+    return ids[..., None] * self.decoder.weight * torch.ones(17, 1)
+
+
+def longest(self: Step, ids: Tensor) -> Tensor:
+    torch._check(ids.shape[1] <= 512)
+    return ids[..., None] * self.decoder.weight
+
+
+@pytest.mark.parametrize("logits", [fixed_length, longest])
+def test_an_axis_that_the_model_fixes_or_bounds_is_refused(logits: Callable[[Step, Tensor], Tensor]) -> None:
+    with pytest.raises(InputError, match="fixes axis 1 of input_ids"):
+        captured(logits)
