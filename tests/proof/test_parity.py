@@ -187,6 +187,22 @@ def test_compact_moves_the_ones_to_the_front() -> None:
     assert compact(np.array([[1, 1, 0, 0, 1], [0, 1, 1, 1, 1]])).tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
 
 
+def test_a_compact_point_is_every_row_alone(reference: Reference) -> None:
+    """With a window, where the author puts padding inside a row matters; rows alone have none."""
+    point = next(p for p in grid(Limits("right", False, 300, 128, (), (), 10**6, 4))[0] if p.name == "right padding")
+    together = list(reference_logits(reference, point))
+    for row, mask in enumerate(point.mask):
+        alone = replace(
+            point,
+            tokens=point.tokens[row : row + 1, mask == 1],
+            mask=np.ones((1, mask.sum()), np.int64),
+            pieces=(int(mask[:17].sum()), 1, 1, 1),
+        )
+        for number, want in enumerate(reference_logits(reference, alone)):
+            got = together[number][row, : want.shape[1]]
+            np.testing.assert_allclose(got, want[0], atol=1e-5)
+
+
 def test_a_small_error_in_float16_is_beyond_its_rule(spoilable: Artifact) -> None:
     import onnx_ir as ir
 

@@ -23,7 +23,7 @@ def test_an_exported_model_says_the_same_in_genai_in_onnxruntime_and_in_torch(na
     source, out = tiny_checkpoint(BY_NAME[name], tmp_path / "source"), tmp_path / "out"
     truecast.export(source, out, target="genai", precision="fp32", verify=False)
     expected = [torch_greedy(stored_model(source), prompt) for prompt in PROMPTS]
-    assert END_TOKEN_ID not in sum(expected, []), "an answer that ends early would compare nothing"
+    assert not any(END_TOKEN_ID in row for row in expected), "an answer that ends early would compare nothing"
     assert ours(out) == expected
     assert Genai(out).greedy(PROMPTS, NEW) == expected
 

@@ -79,13 +79,31 @@ class Subject:
 
 
 def reference_logits(reference: Reference, point: Point) -> Iterator[Array]:
-    """The author's logits at the positions each run compares, from a fresh state."""
+    """The author's logits at the positions each run compares, from a fresh state.
+
+    The author's cache has no place to overwrite: a compact point is run with its padding in front, where it leaves the
+    distances between tokens (and so windows) as they are, and the logits of the first run are moved back.
+    """
     reference.reset()
     cache = reference.new_cache()
-    for run in point.runs():
-        mask = point.mask[:, : run.end]
+    first = point.pieces[0]
+    shift = first - point.mask[:, :first].sum(1) if point.compact else np.zeros(point.batch, np.int64)
+    tokens, masks = (_moved(array, shift, first) for array in (point.tokens, point.mask))
+    for number, run in enumerate(point.runs()):
+        mask = masks[:, : run.end]
         where = positions(mask, run.end - run.start)
-        yield reference.step(cache, point.tokens[:, run.start : run.end], mask, where, run.keep)
+        logits = reference.step(cache, tokens[:, run.start : run.end], mask, where, run.keep)
+        yield logits if number else _moved(logits, -shift, logits.shape[1])
+
+
+def _moved(array: Array, shift: Array, length: int) -> Array:
+    """`array` [batch, positions, …] with the first `length` positions of each row turned by its shift."""
+    if not shift.any():
+        return array
+    moved = array.copy()
+    for row, by in enumerate(shift.tolist()):
+        moved[row, :length] = np.roll(array[row, :length], by, axis=0)
+    return moved
 
 
 def graph_logits(decoder: Decoder, point: Point) -> Iterator[Array]:

@@ -45,6 +45,7 @@ class Point:
 
     `tokens` and `mask` [batch, total] are what the author's model is given; the runs take `pieces` positions each, in
     order. Each compares its last `keep` positions (ALL: every one), the first `settling` ones only their last.
+    `compact`: the next token of a row goes where its padding began, as the contract `right` has it, rather than behind.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Point:
     keep: int = ALL
     settling: int = 0
     text: bool = False
+    compact: bool = False
 
     @property
     def batch(self) -> int:
@@ -146,7 +148,7 @@ def _padded(limits: Limits, notes: list[str]) -> Iterator[Point]:
     right = ones.copy()
     right[:, :total] = column[:total] < lengths[:, None]
     pieces = (total, *(1,) * steps)
-    yield Point("right padding", tokens, right, pieces)
+    yield Point("right padding", tokens, right, pieces, compact=limits.padding == "right")
     if limits.padding == "right":
         notes.append("Masks with padding in front or with holes are outside the padding contract and were not proven.")
         return

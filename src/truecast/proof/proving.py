@@ -167,12 +167,13 @@ def _limits(case: _Case, config: Mapping[str, Any]) -> Limits:
         for node in case.model.graph
         if "local_window_size" in node.attributes
     }
+    rotating = any("do_rotary" in node.attributes for node in case.model.graph)  # by a table, which ends
     windows = {*config_windows(config), *(window for window in attention if window > 1)}
     return Limits(
         padding=info.padding,
         many_after_past=not any(node.op_type == "GroupQueryAttention" for node in case.model.graph),
         vocabulary=vocabulary,
-        context=None if stretches(config) else info.context_length,
+        context=None if stretches(config) and not rotating else info.context_length,
         windows=tuple(sorted(windows)),
         thresholds=config_thresholds(config),
         weights=sum(p.numel() for p in parameters.values()) - embedding.numel(),

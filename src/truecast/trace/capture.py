@@ -105,9 +105,11 @@ def _require_dynamic(program: ExportedProgram) -> None:
     for node in inputs:
         for axis, size in enumerate(node.meta["val"].shape):
             bound = limits.get(str(size))
-            if isinstance(size, int) or (bound is not None and bound.upper < UNBOUNDED):
+            fixed = str(size).isdigit()  # a symbol may stand for a number, too
+            if fixed or (bound is not None and bound.upper < UNBOUNDED):
+                limit = size if fixed or bound is None else f"{bound.upper} at most"
                 raise InputError(
-                    f"The model fixes axis {axis} of {node.name} at {size}; it cannot be cast with that axis free."
+                    f"The model fixes axis {axis} of {node.name} at {limit}; it cannot be cast with that axis free."
                 )
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -23,7 +24,11 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreT
     raw = dict(checkpoint.config)
     kind = raw.pop("model_type", None)
     if kind in CONFIG_MAPPING:
-        known: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
+        try:
+            known: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
+        except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"config.json of {checkpoint.path} is not valid for {kind!r}: {reason}.") from error
         return known
     if "auto_map" in raw and trust_remote_code:
         foreign: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=True)
