@@ -140,6 +140,12 @@ class Manifest(_Record):
     certificate: Certificate
 
 
+class _Versioned(BaseModel):
+    """What every schema has."""
+
+    schema_version: int
+
+
 def sha256_of(path: Path) -> str:
     """The hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()
@@ -161,18 +167,19 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"{folder} is not a truecast artifact: it has no {MANIFEST_NAME}; make one with `truecast export`."
         )
+    content = path.read_bytes()
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        version = _Versioned.model_validate_json(content).schema_version
+        if version > SCHEMA_VERSION:  # before the rest, which may hold fields that we do not know
+            raise InputError(
+                f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} that this truecast knows; "
+                "update truecast."
+            )
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path} cannot be read ({where}: {first['msg']}); export the model again.") from error
-    if manifest.schema_version > SCHEMA_VERSION:
-        raise InputError(
-            f"{path} has schema version {manifest.schema_version}, newer than the {SCHEMA_VERSION} that this truecast "
-            "knows; update truecast."
-        )
-    return manifest
 
 
 def staging_folder(out: Path) -> Path:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from truecast.proof.tally import Worst, broken, check, counted
+from truecast.proof.tally import Worst, broken, check, counted, reported
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,8 @@ def test_the_worst_is_the_one_nearest_to_its_own_limit() -> None:
     worst.add(math.nan, 1.0, "broken")
     worst.add(0.99, 1.0, "later")
     assert worst.where == "broken"
+
+
+def test_what_is_reported_only_fails_where_it_is_no_number() -> None:
+    assert reported("t", "n", 3.0, "of 64", "").passed
+    assert not reported("t", "n", math.nan, "of 64", "").passed

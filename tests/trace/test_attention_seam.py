@@ -102,7 +102,7 @@ def test_a_mask_that_is_not_the_seams_own_is_refused(mask: Tensor | None) -> Non
     ids=["sigmoid", "softmax over heads", "softmax plus one", "scaled", "nothing"],
 )
 def test_an_author_who_computes_attention_differently_is_noticed(attention: Any) -> None:
-    with pytest.raises(LeafMismatch, match="computes attention in its own way|no attention function"):
+    with pytest.raises(LeafMismatch, match="computes attention in its own way"):
         seam().attend(author(attention), QUERY, KEY, VALUE, FULL)
 
 

@@ -20,7 +20,9 @@ def feeds(model: onnx.ModelProto, sizes: dict[str, int]) -> dict[str, np.ndarray
     numbers = np.random.default_rng(0)
     initialized = {tensor.name for tensor in model.graph.initializer}
     shapes = {
-        value.name: [sizes[dim.dim_param] if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        value.name: [
+            sizes[dim.dim_param] if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim
+        ]
         for value in model.graph.input
         if value.name not in initialized
     }

@@ -41,6 +41,13 @@ def broken(tier: str, name: str, detail: str) -> Check:
     return Check(tier=tier, name=name, passed=False, detail=detail)
 
 
+def reported(tier: str, name: str, measured: float, unit: str, detail: str) -> Check:
+    """A measured value without a gate; only one that is not finite fails."""
+    finite = math.isfinite(measured)
+    value = rounded(measured) if finite else None
+    return Check(tier=tier, name=name, passed=finite, measured=value, unit=unit, detail=detail)
+
+
 def counted(tier: str, name: str, faults: list[str], unit: str, detail: str = "") -> Check:
     """A check that passes when there are no faults; the first few are named."""
     named = "; ".join(faults[:NAMED_AT_MOST]) + (

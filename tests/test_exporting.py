@@ -1,0 +1,253 @@
+"""Export as a whole: what a request may ask, what is left when something fails, and that its bytes repeat."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.test_artifact import MANIFEST
+from truecast import exporting
+from truecast.artifact import Certificate, Check, Manifest, Status, read_manifest, sha256_of
+from truecast.checkpoint.model import Checkpoint
+from truecast.errors import InputError, ProofError
+from truecast.exporting import Request, export
+
+Files = dict[str, bytes]
+
+
+def files(folder: Path) -> Files:
+    """Every file below a folder with its content; folders are named too."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+# Requests -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (Request(target="onnxruntme"), "no target 'onnxruntme'; did you mean 'onnxruntime'?"),
+        (Request(precision="int3"), "no precision 'int3'; choose one of fp32, fp16, int8, int4"),
+        (Request(activations="fp8"), "no activations 'fp8'; choose one of int8, float"),
+        (Request(precision="int4", block_size=512), "block size 512; choose one of 16, 32, 64, 128, 256"),
+        (Request(precision="int8", block_size=0), "block size 0"),
+        (Request(precision="int4", link_weights=True), "--link-weights keeps float32 bytes"),
+    ],
+)
+def test_a_request_that_no_export_can_take_is_refused_first(request_: Request, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        export("no such checkpoint", tmp_path / "out", request_)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_block_size_does_not_matter_to_floats(precision: str) -> None:
+    Request(precision=precision, block_size=512).check()
+
+
+# Orchestration: the moves stand in ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint whose cast is a file with the word "new"."""
+
+    def cast(checkpoint: Checkpoint, folder: Path, request: Request, report: Any) -> Manifest:
+        (folder / "content").write_text("new")
+        return MANIFEST.model_copy(update={"certificate": Certificate(status=Status.UNPROVEN)})
+
+    monkeypatch.setattr(exporting, "_cast", cast)
+    return pristine
+
+
+@pytest.fixture
+def out(source: Path, tmp_path: Path) -> Path:
+    """An artifact that is there already, with the word "old"."""
+    export(source, tmp_path / "out", Request(), verify=False)
+    (tmp_path / "out" / "content").write_text("old")
+    return tmp_path / "out"
+
+
+def proof_that(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[], Certificate]) -> None:
+    monkeypatch.setattr("truecast.proof.prove", lambda *args, **kwargs: verdict())
+
+
+def certificate(passed: bool) -> Certificate:
+    check = Check(tier="parity", name="exact", passed=passed, measured=0.5, limit=0.1, unit="logit", detail="at step 3")
+    return Certificate(status=Status.PROVEN if passed else Status.FAILED, checks=[check])
+
+
+def test_without_a_proof_the_certificate_says_so(source: Path, tmp_path: Path) -> None:
+    folder = export(source, tmp_path / "out", Request(), verify=False)
+    assert read_manifest(folder).certificate.status is Status.UNPROVEN
+
+
+def test_a_proof_that_holds_is_published_with_its_certificate(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof_that(monkeypatch, lambda: certificate(True))
+    folder = export(source, tmp_path / "out", Request())
+    assert read_manifest(folder).certificate == certificate(True)
+    assert sorted(files(tmp_path)) == ["out", "out/content", "out/truecast.json"]
+
+
+def test_a_proof_that_fails_keeps_the_result_apart(out: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proof_that(monkeypatch, lambda: certificate(False))
+    before = files(out)
+    with pytest.raises(ProofError, match=r"parity/exact measured 0.5 logit, limit 0.1; at step 3"):
+        export(source, out, Request(), force=True)
+    assert files(out) == before
+    rejected = out.with_name("out.rejected")
+    assert (rejected / "content").read_text() == "new"
+    assert read_manifest(rejected).certificate.status is Status.FAILED
+    assert not out.with_name(".out.partial").exists()
+
+
+def test_force_replaces_an_artifact(out: Path, source: Path) -> None:
+    export(source, out, Request(), verify=False, force=True)
+    assert (out / "content").read_text() == "new"
+
+
+def test_what_exists_is_refused_before_any_work(out: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "open_checkpoint", lambda source: pytest.fail("the checkpoint was opened"))
+    with pytest.raises(InputError, match="already exists"):
+        export(source, out, Request())
+
+
+FAILURES = [RuntimeError("bug"), KeyboardInterrupt(), InputError("damaged"), MemoryError()]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+@pytest.mark.parametrize("move", ["_cast", "write_manifest"])
+def test_whatever_stops_an_export_leaves_out_as_it_was(
+    move: str, failure: BaseException, out: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, plain = files(out.parent), getattr(exporting, move)
+
+    def stopped(*args: Any) -> None:
+        plain(*args)
+        raise failure
+
+    monkeypatch.setattr(exporting, move, stopped)
+    with pytest.raises(type(failure)):
+        export(source, out, Request(), verify=False, force=True)
+    assert files(out.parent) == before
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_a_proof_that_stops_leaves_out_as_it_was(
+    failure: BaseException, out: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped() -> Certificate:
+        raise failure
+
+    proof_that(monkeypatch, stopped)
+    before = files(out.parent)
+    with pytest.raises(type(failure)):
+        export(source, out, Request(), force=True)
+    assert files(out.parent) == before
+
+
+def test_a_disk_that_fills_up_is_one_sentence(out: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, manifest: Manifest) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = files(out.parent)
+    monkeypatch.setattr(exporting, "write_manifest", full)
+    with pytest.raises(InputError, match="out could not be written: No space left on device"):
+        export(source, out, Request(), verify=False, force=True)
+    assert files(out.parent) == before
+
+
+# The real thing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def int4(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(pristine, tmp_path_factory.mktemp("int4") / "out", Request(precision="int4"), verify=False)
+
+
+def test_the_same_request_gives_the_same_bytes(pristine: Path, int4: Path, tmp_path: Path) -> None:
+    again = export(pristine, tmp_path / "out", Request(precision="int4"), verify=False)
+    assert files(again) == files(int4)
+
+
+def test_the_manifest_names_every_other_file_with_its_hash(int4: Path) -> None:
+    listed = read_manifest(int4).files
+    assert listed == {file.name: sha256_of(file) for file in int4.iterdir() if file.name != "truecast.json"}
+
+
+def test_the_manifest_names_the_source_and_its_hash(int4: Path, pristine: Path) -> None:
+    found = read_manifest(int4).source
+    digest = sha256((pristine / "model.safetensors").read_bytes()).hexdigest()
+    assert (found.path, found.format) == (str(pristine), "safetensors")
+    assert found.sha256 == {"model.safetensors": digest}
+
+
+def test_side_files_are_copied_as_they_are(int4: Path, pristine: Path) -> None:
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (int4 / name).read_bytes() == (pristine / name).read_bytes()
+
+
+def test_every_tensor_of_the_checkpoint_is_used_or_ignored_with_a_reason(int4: Path, pristine: Path) -> None:
+    manifest = read_manifest(int4)
+    used = {source for weight in manifest.weights for source in weight.sources}
+    assert used | manifest.ignored_tensors.keys() == set(load_file(pristine / "model.safetensors"))
+    assert not used & manifest.ignored_tensors.keys()
+
+
+def test_the_manifest_describes_the_graph_that_onnxruntime_sees(int4: Path) -> None:
+    graph = read_manifest(int4).graph
+    session = ort.InferenceSession(str(int4 / graph.file), providers=["CPUExecutionProvider"])
+    for described, found in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
+        assert [(x.name, x.shape) for x in described] == [(x.name, x.shape) for x in found]
+    assert graph.cache is not None
+    assert (graph.cache.layers, graph.cache.in_place, graph.cache.dtype) == (2, True, "float32")
+    assert (graph.padding, graph.vocab_size, graph.context_length) == ("any", 320, 128)
+
+
+def test_the_manifest_counts_what_was_lowered(int4: Path) -> None:
+    assert read_manifest(int4).graph.lowered == {
+        "activation": 2,
+        "attention": 2,
+        "embedding": 1,
+        "linear": 15,
+        "norm": 5,
+        "rotary": 4,
+    }
+
+
+def test_end_tokens_of_both_configurations_are_joined(pristine: Path, int4: Path) -> None:
+    assert read_manifest(int4).graph.eos_token_ids == [256]
+    checkpoint = Checkpoint(
+        Path(), "safetensors", {"eos_token_id": 7}, {}, {"generation_config.json": lambda: b'{"eos_token_id": [9, 7]}'}
+    )
+    assert exporting._eos(checkpoint) == [7, 9]
+
+
+def test_a_tensor_that_the_model_has_no_place_for_stops_the_export(pristine: Path, tmp_path: Path) -> None:
+    tensors = load_file(pristine / "model.safetensors")
+    config = json.loads((pristine / "config.json").read_bytes())
+    (tmp_path / "checkpoint").mkdir()
+    save_file(tensors | {"model.extra.weight": tensors["model.norm.weight"]}, tmp_path / "checkpoint/model.safetensors")
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"no place for 1 tensor\(s\) of .*: model.extra.weight"):
+        export(tmp_path / "checkpoint", tmp_path / "out", Request(), verify=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_linked_weights_take_no_space_and_give_the_same_graph(pristine: Path, tmp_path: Path) -> None:
+    folder = export(pristine, tmp_path / "out", Request(link_weights=True), verify=False)
+    assert (folder / "model.safetensors").samefile(pristine / "model.safetensors")
+    data = folder / "model.onnx.data"
+    assert not data.exists() or data.stat().st_size < (folder / "model.safetensors").stat().st_size / 100
+    ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
