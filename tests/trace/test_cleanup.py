@@ -78,8 +78,8 @@ def test_an_operator_that_changes_nothing_vanishes(kind: str) -> None:
         ("float[S, B, 8]", "t = Transpose <perm = [1, 0, 2]> (x)"),
         (
             "float[B, S, 8]",
-            "a = Constant <value_ints = [-1]> () e = Constant <value_ints = [-99]> () d = Constant <value_ints = [2]> () "
-            "t = Slice (x, a, e, d, a)",
+            "a = Constant <value_ints = [-1]> () e = Constant <value_ints = [-99]> () "
+            "d = Constant <value_ints = [2]> () t = Slice (x, a, e, d, a)",
         ),
         (
             "float[B, S, 4]",
@@ -212,7 +212,8 @@ def test_transposes_cancel_through_a_norm_of_the_last_axis(norm: str) -> None:
 
 
 def test_a_norm_of_two_axes_stays_behind_its_transpose() -> None:
-    text = """g (float[B, 3, S, 4] x) => (float[B, S, 3, 4] y) <float[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> {
+    text = """g (float[B, 3, S, 4] x) => (float[B, S, 3, 4] y)
+    <float[3, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> {
         t = Transpose <perm = [0, 2, 1, 3]> (x)
         n = LayerNormalization <axis = -2> (t, w)
         y = Neg (n)

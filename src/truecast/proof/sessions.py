@@ -53,7 +53,6 @@ def session_of(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.I
 def _options(exact: bool, optimize: bool, threads: int | None) -> ort.SessionOptions:
     options = session_options(threads, exact=exact)
     options.log_severity_level = SILENT
-    options.enable_cpu_mem_arena = False  # the logits of a large vocabulary are not worth keeping
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
