@@ -94,9 +94,7 @@ def tiny_model(case: Case, **changes: Any) -> transformers.PreTrainedModel:
 
 def stored_model(folder: Path) -> transformers.PreTrainedModel:
     """The model of a checkpoint folder as transformers loads it, in float32."""
-    model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32
-    )
+    model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval()
 
 
