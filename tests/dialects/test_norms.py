@@ -95,6 +95,15 @@ def test_what_only_looks_like_a_norm_is_left_alone(name: str) -> None:
     assert NormLowering().recognise("norm", OTHERS[name]) is None
 
 
+def test_a_small_epsilon_outside_the_root_is_noticed_too() -> None:
+    def outside(self: Norm, x: Tensor) -> Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True).sqrt() + self.eps)
+
+    module = Norm(outside)
+    module.eps = 1e-6
+    assert NormLowering().recognise("norm", module) is None
+
+
 def test_torchs_layer_norm_is_left_to_the_exporter() -> None:
     assert NormLowering().recognise("norm", nn.LayerNorm(WIDTH)) is None
 

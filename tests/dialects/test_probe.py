@@ -61,6 +61,7 @@ class Block(nn.Module):
         super().__init__()
         self.layer_idx, self.window, self.scale, self.sizes = 0, None, 1.0, [1, 2]
         self.project = nn.Linear(2, 3)
+        self.gain = nn.Parameter(torch.ones(2))
         self.shift = partial(torch.add, alpha=2)
         for name, value in settings.items():
             setattr(self, name, value)
@@ -88,6 +89,7 @@ def test_the_number_and_the_weights_of_a_layer_make_no_difference() -> None:
         lambda: Block(project=nn.Linear(2, 3).half()),
         lambda: Block(project=nn.Identity()),
         lambda: Block(extra=nn.Linear(2, 3)),
+        lambda: Block(gain=nn.Parameter(torch.ones(3))),
         lambda: Block(shift=partial(torch.add, alpha=3)),
         lambda: Block(shift=partial(torch.sub, alpha=2)),
         lambda: Block(config=object()),
