@@ -70,7 +70,9 @@ def test_what_old_libraries_saved_beside_the_weights_is_ignored_with_a_reason(na
     assert name in sources({name: random(2)}).unused()
 
 
-@pytest.mark.parametrize("name", ["model.layers.9.mlp.weight", "h.0.attn.c_attn.bias", "inv_freq_projection", "model.inv_freq"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.9.mlp.weight", "h.0.attn.c_attn.bias", "inv_freq_projection", "model.inv_freq"]
+)
 def test_a_tensor_without_a_place_is_named(name: str) -> None:
     with pytest.raises(InputError, match=rf"no place for 1 tensor\(s\) of folder: {name};"):
         sources({name: random(2)}).unused()
