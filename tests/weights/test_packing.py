@@ -255,6 +255,15 @@ def test_a_transposed_weight_is_read_piece_by_piece(at_once: int, monkeypatch: p
     assert np.array_equal(binding.produce(3, 9)[0], weight.T[3:9])
 
 
+def test_a_transposed_weight_is_quantized_like_the_other_way_round() -> None:
+    weight = random(OUT, WIDTH)
+    plain = block_binding("w", stored("w", weight), INT4, transposed=False)
+    turned = block_binding("w", stored("w", np.ascontiguousarray(weight.T)), INT4, transposed=True)
+    assert turned.operands == plain.operands
+    for got, expected in zip(turned.produce(3, 9), plain.produce(3, 9), strict=True):
+        assert np.array_equal(got, expected)
+
+
 def test_bfloat16_keeps_its_value_as_float32() -> None:
     weight = random(OUT, WIDTH).astype(ml_dtypes.bfloat16)
     binding = dense_binding("w", stored("w", weight), ir.DataType.FLOAT)

@@ -131,8 +131,10 @@ def test_a_disk_without_the_space_is_refused_before_writing(tmp_path: Path, monk
 
 
 def test_a_disk_with_exactly_the_space_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=1000, f_frsize=1))
-    require_space(tmp_path, 1000)
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=10, f_frsize=512))
+    require_space(tmp_path, 5120)
+    with pytest.raises(InputError):
+        require_space(tmp_path, 5121)
 
 
 def test_initializers_refer_to_their_place(tmp_path: Path) -> None:
