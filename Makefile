@@ -1,4 +1,4 @@
-# make demo         everything from nothing: install, fetch Gemma 3 270M, cast it to int4, prove it, run it
+# make demo         everything from nothing: install, fetch Gemma 3 270M, cast it, prove it, run it
 # make test         install, then the tests
 # make lint         install, then ruff, mypy and the contracts of the layers
 # make conformance  write docs/conformance.md
@@ -17,7 +17,7 @@ ENVIRONMENT := .venv
 BIN := $(ENVIRONMENT)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL := models/gemma-3-270m-q4_k_m.gguf
-ARTIFACT := out/gemma-3-270m-int4
+ARTIFACT := out/gemma-3-270m
 PROMPT := The capital of France is
 PYTEST_OPTIONS ?=
 
@@ -44,7 +44,7 @@ $(MODEL): | $(ENVIRONMENT)/installed
 
 demo: $(ENVIRONMENT)/installed $(MODEL)
 	$(BIN)/truecast inspect $(MODEL)
-	$(BIN)/truecast export $(MODEL) $(ARTIFACT) --precision int4 --force
+	$(BIN)/truecast export $(MODEL) $(ARTIFACT) --force
 	$(BIN)/truecast verify $(ARTIFACT)
 	$(BIN)/truecast run $(ARTIFACT) "$(PROMPT)" --max-new-tokens 32
 	@echo "The artifact is in $(CURDIR)/$(ARTIFACT)"
@@ -62,9 +62,11 @@ lint: $(ENVIRONMENT)/installed
 conformance: $(ENVIRONMENT)/installed
 	$(BIN)/python -m tests.conformance.report
 
-bench: $(ENVIRONMENT)/installed
+bench: $(ENVIRONMENT)/installed $(MODEL)
 	$(BIN)/python bench/environments.py .bench/environments
 	$(BIN)/python bench/decoder.py
+	$(BIN)/python bench/importing.py
+	$(BIN)/python bench/perplexity.py $(MODEL)
 
 lock:
 	rm -rf build/lock

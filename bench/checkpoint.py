@@ -33,10 +33,10 @@ def write(out: Path, shape: Shape, sparse: bool = False) -> Path:
     """Writes the checkpoint into the folder `out`, which must not exist yet; returns `out`."""
     partial = out.with_name(f".{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    _write_json(partial / "config.json", shape.config)
-    _write_json(partial / "generation_config.json", {"eos_token_id": shape.vocab - 1, "do_sample": False})
-    _write_json(partial / "tokenizer_config.json", tokenizer_config(shape))
-    _write_json(partial / "tokenizer.json", tokenizer(shape))
+    write_json(partial / "config.json", shape.config)
+    write_json(partial / "generation_config.json", {"eos_token_id": shape.vocab - 1, "do_sample": False})
+    write_json(partial / "tokenizer_config.json", tokenizer_config(shape))
+    write_json(partial / "tokenizer.json", tokenizer(shape))
     _write_tensors(partial / "model.safetensors", shape.parameters(), sparse)
     partial.rename(out)
     return out
@@ -98,7 +98,8 @@ def _byte_characters() -> list[str]:
 BYTE_CHARACTERS = _byte_characters()
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

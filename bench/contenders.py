@@ -90,6 +90,12 @@ def truecast_export(target: str) -> Callable[[Places, Path, Path], list[str]]:
     return command
 
 
+def gguf_export(places: Places, source: Path, out: Path) -> list[str]:
+    """The command of truecast's export that keeps the GGUF file's own bits; `source` has the same weights as floats."""
+    program = str(Path(sys.executable).with_name("truecast"))
+    return [program, "export", str(places.folder / "model.gguf"), str(out), "--precision", "as-is", "--no-verify"]
+
+
 def genai_export(places: Places, source: Path, out: Path) -> list[str]:
     """The command of onnxruntime-genai's builder."""
     python = [str(places.python("genai")), "-m", "onnxruntime_genai.models.builder"]
@@ -103,6 +109,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "truecast-genai": Contender(
         "truecast, genai target", "truecast-genai", "truecast", export=truecast_export("genai")
     ),
+    "truecast-gguf": Contender("truecast, the Q4_0 file's own bits", "truecast-gguf", "truecast", export=gguf_export),
     "genai": Contender("onnxruntime-genai", "genai", "genai", "genai", genai_export),
     "llama": Contender("llama.cpp, Q4_0", "model.gguf", "llama", "llama"),
     "yardstick": Contender("yardstick, plain ONNX Runtime", "model.onnx", "yardstick"),

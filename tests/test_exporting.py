@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -36,11 +37,12 @@ def files(folder: Path) -> Files:
     ("request_", "sentence"),
     [
         (Request(target="onnxruntme"), "no target 'onnxruntme'; did you mean 'onnxruntime'?"),
-        (Request(precision="int3"), "no precision 'int3'; choose one of fp32, fp16, int8, int4"),
+        (Request(precision="int3"), "no precision 'int3'; choose one of as-is, fp32, fp16, int8, int4"),
         (Request(activations="fp8"), "no activations 'fp8'; choose one of int8, float"),
         (Request(precision="int4", block_size=512), "block size 512; choose one of 16, 32, 64, 128, 256"),
         (Request(precision="int8", block_size=0), "block size 0"),
         (Request(precision="int4", link_weights=True), "--link-weights keeps float32 bytes"),
+        (Request(precision="as-is", link_weights=True), "--link-weights keeps float32 bytes"),
     ],
 )
 def test_a_request_that_no_export_can_take_is_refused_first(request_: Request, sentence: str, tmp_path: Path) -> None:
@@ -49,7 +51,7 @@ def test_a_request_that_no_export_can_take_is_refused_first(request_: Request, s
     assert sentence in str(refused.value)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["as-is", "fp32", "fp16"])
 def test_a_block_size_does_not_matter_to_floats(precision: str) -> None:
     Request(precision=precision, block_size=512).check()
 
@@ -61,7 +63,7 @@ def test_a_block_size_does_not_matter_to_floats(precision: str) -> None:
 def source(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint whose cast is a file with the word "new"."""
 
-    def cast(checkpoint: Checkpoint, folder: Path, request: Request, report: Any) -> Manifest:
+    def cast(checkpoint: Checkpoint, folder: Path, *others: Any) -> Manifest:
         (folder / "content").write_text("new")
         return MANIFEST.model_copy(update={"certificate": Certificate(status=Status.UNPROVEN)})
 
@@ -183,7 +185,15 @@ def test_the_same_request_gives_the_same_bytes(pristine: Path, int4: Path, tmp_p
 
 def test_the_manifest_names_every_other_file_with_its_hash(int4: Path) -> None:
     listed = read_manifest(int4).files
-    assert listed == {file.name: sha256_of(file) for file in int4.iterdir() if file.name != "truecast.json"}
+    others = {"truecast.json", exporting.DATA_NAME}  # the manifest itself, and the weights, which have their own hashes
+    assert listed == {file.name: sha256_of(file) for file in int4.iterdir() if file.name not in others}
+
+
+def test_the_manifest_names_every_weight_with_its_hash(int4: Path) -> None:
+    model = ir.load(int4 / "model.onnx")
+    for weight in read_manifest(int4).weights:
+        held = b"".join(model.graph.initializers[name].const_value.tobytes() for name in weight.initializers)
+        assert weight.sha256 == sha256(held).hexdigest()
 
 
 def test_the_manifest_names_the_source_and_its_hash(int4: Path, pristine: Path) -> None:

@@ -15,9 +15,13 @@ import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfig
 
-from tests.checkpoint.gguf_files import BY_NAME
+from tests.checkpoint.gguf_cases import BY_NAME
 from truecast.checkpoint import open_checkpoint
-from truecast.inspection import disk_bytes, inspect, recommended_precision, render
+from truecast.errors import InputError
+from truecast.inspection import Inspection, StorageGroup, inspect, recommended_precision, render
+from truecast.inspection.costs import weight_bytes
+from truecast.inspection.model import WHOLE_ROW
+from truecast.targets import TARGETS
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 64, 96, 97, 3
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
@@ -81,8 +85,8 @@ def test_int4_takes_half_a_byte_and_a_scale_per_block(tmp_path: Path) -> None:
     projections = 2 * HIDDEN * HIDDEN + 2 * KV_HEADS * HEAD_DIM * HIDDEN + 3 * HIDDEN * INNER
     quantized = LAYERS * projections + VOCABULARY * HIDDEN
     norms = (2 * LAYERS + 1) * HIDDEN
-    assert disk_bytes(open_checkpoint(tmp_path), "int4", 32) == quantized // 2 + quantized // 32 * 4 + norms * 4
-    assert disk_bytes(open_checkpoint(tmp_path), "int8", 16) == quantized + quantized // 16 * 4 + norms * 4
+    assert weight_bytes(open_checkpoint(tmp_path), "int4", 32).disk == quantized // 2 + quantized // 32 * 4 + norms * 4
+    assert weight_bytes(open_checkpoint(tmp_path), "int8", 16).disk == quantized + quantized // 16 * 4 + norms * 4
 
 
 def test_the_last_block_of_a_row_is_whole(tmp_path: Path) -> None:
@@ -91,20 +95,20 @@ def test_the_last_block_of_a_row_is_whole(tmp_path: Path) -> None:
     full_rows = VOCABULARY + LAYERS * (2 * HIDDEN + 2 * KV_HEADS * HEAD_DIM + 2 * 100)
     blocks = full_rows * (HIDDEN // 32) + LAYERS * HIDDEN * 4  # 100 = 3 · 32 + 4
     norms = (2 * LAYERS + 1) * HIDDEN
-    assert disk_bytes(open_checkpoint(tmp_path), "int4", 32) == blocks * block_bytes + norms * 4
+    assert weight_bytes(open_checkpoint(tmp_path), "int4", 32).disk == blocks * block_bytes + norms * 4
 
 
 @pytest.mark.parametrize(("precision", "bytes_each"), [("fp32", 4), ("fp16", 2)])
 def test_floats_take_their_bytes(precision: str, bytes_each: int, tmp_path: Path) -> None:
     model = llama(tmp_path)
-    assert disk_bytes(open_checkpoint(tmp_path), precision) == bytes_each * model.num_parameters()
+    assert weight_bytes(open_checkpoint(tmp_path), precision).disk == bytes_each * model.num_parameters()
 
 
 def test_every_target_and_precision_has_a_cost_and_less_precision_costs_less(tmp_path: Path) -> None:
     llama(tmp_path)
     choices = inspect(tmp_path).choices
     assert {(choice.target, choice.precision) for choice in choices} == {
-        (target, precision) for target in ("onnxruntime", "genai") for precision in ("fp32", "fp16", "int8", "int4")
+        (target, precision) for target in TARGETS for precision in ("as-is", "fp32", "fp16", "int8", "int4")
     }
     of_one = {choice.precision: choice for choice in choices if choice.target == "genai"}
     for better, worse in (("int4", "int8"), ("int8", "fp16"), ("fp16", "fp32")):
@@ -130,21 +134,126 @@ def test_a_model_that_is_no_decoder_says_why_it_becomes_nothing(tmp_path: Path) 
     assert "BertModel is no decoder" in str(found.obstacle)
 
 
-def test_a_quantized_checkpoint_is_described_but_becomes_nothing(tmp_path: Path) -> None:
-    llama(tmp_path)
+# Quantized checkpoints -----------------------------------------------------------------------------------------------
+
+DATA = Path(__file__).parent / "data"
+
+
+def groups_of(found: Inspection) -> dict[str, StorageGroup]:
+    """The groups by their pattern, which must be told apart by it."""
+    assert len({group.pattern for group in found.storage}) == len(found.storage)
+    return {group.pattern: group for group in found.storage}
+
+
+def test_each_group_says_how_many_bits_a_weight_takes_and_what_becomes_of_it() -> None:
+    found = inspect(DATA / "gptqmodel-act-order")
+    groups = groups_of(found)
+    down, table = groups["model.layers.*.mlp.down_proj.weight"], groups["model.embed_tokens.weight"]
+    per_group = 16 + 4  # a float16 scale and a 4-bit zero point for 32 weights; 4 bytes of g_idx for each column
+    weights = down.weights // down.tensors
+    bits = 4 + per_group / 32 + 32 * (weights // 64) / weights
+    assert down.bits_per_weight == pytest.approx(bits)
+    assert (down.group_size, down.is_float) == (32, False)
+    assert down.becomes == "MatMulNBits 4 bits, block 32, columns reordered"
+    assert (table.group_size, table.is_float, table.bits_per_weight) == (None, True, 16)
+    assert table.becomes == "dense float32, bfloat16 on disk"
+
+
+def test_codes_in_wider_slots_are_counted() -> None:
+    group = groups_of(inspect(DATA / "auto-round-5bit-asym"))["model.layers.*.mlp.up_proj.weight"]
+    assert group.becomes == "MatMulNBits 8 bits, block 32"
+    codes, scales, zeros = group.weights, 2 * group.weights // 32, group.weights // 32
+    assert group.as_is_bytes == codes + scales + zeros
+
+
+def test_the_size_loaded_is_with_float32_scales_and_tables() -> None:
+    checkpoint = open_checkpoint(DATA / "auto-round-4bit-asym")
+    size = weight_bytes(checkpoint, "as-is")
+    quantized = sum(tensor.size for tensor in checkpoint.tensors.values() if tensor.encoding is not None)
+    table = checkpoint.tensors["model.embed_tokens.weight"].size
+    scales_grow = (4 - 2) * quantized // 32
+    assert size.memory - size.disk == scales_grow + 4 * table  # bfloat16 rows are looked up, float32 ones multiplied
+
+
+def test_a_scale_per_row_is_a_whole_row() -> None:
+    group = groups_of(inspect(DATA / "bitsandbytes-int8"))["model.layers.*.mlp.up_proj.weight"]
+    assert group.group_size == WHOLE_ROW
+
+
+def test_modules_that_stay_in_float_are_named_one_layer_alone_where_others_differ() -> None:
+    table = "model.embed_tokens"
+    for name, modules in {
+        "bitsandbytes-nf4": (table,),
+        "gptqmodel-dynamic-head": (table, "model.layers.*.self_attn.k_proj"),
+        "compressed-tensors-integers": (table, "model.layers.1.mlp.down_proj"),
+    }.items():
+        assert inspect(DATA / name).left_in_float == modules
+
+
+def test_tensors_that_no_weight_needs_are_counted_by_reason() -> None:
+    ignored = inspect(DATA / "auto-round-ct-fp8").ignored
+    assert ignored == {"it scales quantized activations, and the products here take them in float": 14}
+
+
+def test_as_is_is_recommended_for_a_quantized_checkpoint() -> None:
+    checkpoint = open_checkpoint(DATA / "gptqmodel-act-order")
+    assert {recommended_precision(checkpoint, provider) for provider in ("cpu", "cuda")} == {"as-is"}
+
+
+def test_a_quantized_model_that_is_no_decoder_becomes_nothing(tmp_path: Path) -> None:
+    for file in (DATA / "gptqmodel-act-order").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
     found = inspect(tmp_path)
-    assert (found.quantization, found.parameters, found.choices) == ("awq", None, ())
-    assert "already quantized (awq)" in str(found.obstacle)
-    assert found.storage
+    assert (found.choices, {group.becomes for group in found.storage}) == ((), {""})
+    assert "What as-is makes of it" not in shown(tmp_path)
+
+
+def named_quantizer(path: Path, method: str) -> None:
+    """A float checkpoint whose configuration names a quantizer."""
+    llama(path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+
+
+def test_a_quantizer_that_quantized_nothing_is_noticed_and_the_floats_are_read(tmp_path: Path) -> None:
+    named_quantizer(tmp_path, "awq")
+    found = inspect(tmp_path)
+    assert (found.quantization, found.recommendation.precision, found.left_in_float) == (None, "int4", ())
+    assert len(found.notices) == 1
+    assert f"Note: {found.notices[0]}" in shown(tmp_path)
+    assert "awq" in found.notices[0]
+
+
+def test_an_unknown_quantizer_is_refused(tmp_path: Path) -> None:
+    named_quantizer(tmp_path, "nonesuch")
+    with pytest.raises(InputError, match="quantized by 'nonesuch', which is not known"):
+        inspect(tmp_path)
+
+
+def test_the_tables_show_how_it_is_quantized_and_what_becomes_of_it() -> None:
+    text = shown(DATA / "auto-round-5bit-asym")
+    for part in (
+        "by AutoRound, 5.66 bits",
+        "Left in float",
+        "model.embed_tokens",
+        "What as-is makes of it",
+        "block 32",
+        "+",
+    ):
+        assert part in text
+    assert "Recommended on cpu: as-is" in text
+
+
+# Faces ----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_answer_is_json(tmp_path: Path) -> None:
     llama(tmp_path)
     plain = json.loads(json.dumps(inspect(tmp_path).to_dict()))
     assert plain["architecture"] == "LlamaForCausalLM"
-    assert len(plain["choices"]) == 8
+    assert len(plain["choices"]) == 5 * len(TARGETS)
 
 
 def shown(path: Path) -> str:
@@ -158,15 +267,15 @@ def test_the_tables_show_what_was_found(tmp_path: Path) -> None:
     text = shown(tmp_path)
     for part in (f"{model.num_parameters():,}", "LlamaForCausalLM", "model.layers.*.mlp.up_proj.weight", "512 tokens"):
         assert part in text
-    assert "onnxruntime, genai" in text
+    assert ", ".join(TARGETS) in text
+    assert "What as-is makes of it" not in text  # floats stay floats
     assert "Recommended on cpu: int4" in text
 
 
 def test_the_tables_show_the_obstacle(tmp_path: Path) -> None:
-    llama(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "awq"}}))
-    assert "It can become nothing yet: it is already quantized (awq)" in shown(tmp_path)
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    BertModel(config).save_pretrained(tmp_path)
+    assert "It can become nothing yet: BertModel is no decoder" in shown(tmp_path)
 
 
 def seventy_billion(path: Path) -> Path:

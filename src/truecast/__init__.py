@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "__version__", "export", "inspect", "open"]
+__all__ = ["Artifact", "__version__", "diagnose", "export", "inspect", "open"]
 
 if TYPE_CHECKING:
-    from truecast.api import Artifact, export, inspect, open
+    from truecast.api import Artifact, diagnose, export, inspect, open
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from truecast.artifact import Certificate, Manifest, read_manifest
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+    from truecast.diagnosis import Diagnosis, Repair
     from truecast.exporting import Progress
     from truecast.inspection import Inspection
     from truecast.runtime.model import Generation, TextModel
@@ -39,7 +41,8 @@ class Artifact:
         """A new ONNX Runtime session of the graph, on the artifact's provider."""
         from truecast.runtime.providers import open_session
 
-        return open_session(self.folder / self.manifest.graph.file, self.provider, self.threads)
+        graph = self.manifest.graph
+        return open_session(self.folder / graph.file, self.provider, self.threads, entries=graph.session_entries)
 
     def generate(self, prompt: str, **options: Any) -> Generation:
         """Continues `prompt`; options as in `TextModel.generate` (max_new_tokens, temperature, top_k, top_p, seed)."""
@@ -65,6 +68,11 @@ def export(
     provider: str = "cpu",
     block_size: int = 32,
     activations: str = "int8",
+    opset: int | None = None,
+    method: str = "rtn",
+    keep: Sequence[str] = (),
+    calibration: Path | str | None = None,
+    kv_cache: str = "float",
     link_weights: bool = False,
     verify: bool = True,
     force: bool = False,
@@ -77,10 +85,16 @@ def export(
         source: a Hugging Face folder with safetensors, or a GGUF file.
         out: the folder to publish; it must not exist unless `force`.
         target: `onnxruntime` or `genai`.
-        precision: `fp32`, `fp16`, `int8` or `int4`; None takes what `inspect` recommends for the provider.
+        precision: `as-is`, `fp32`, `fp16`, `int8` or `int4`; None takes what `inspect` recommends for the provider.
         provider: where it will run.
         block_size: weights per scale of int8 and int4.
         activations: `int8` or `float`, for the products of quantized weights.
+        opset: version of the ONNX operators, where the target leaves a choice (`portable`: 21 to 25).
+        method: `rtn`, `k-quant`, `hqq`, `gptq`, `awq` or `auto-round`, which makes the codes of int8 and int4.
+        keep: rules PATTERN=PRECISION for weights that get another precision, as "lm_head=int8"; the last match counts.
+        calibration: text in paragraphs (.txt) or lines of {"text": …} (.jsonl) for the last three, and to measure on.
+        kv_cache: `float`, `int8` or `int4`: what keys and values are kept as; scales are the checkpoint's own where it
+            has any, else calibrated on `calibration`, or on a text of truecast's.
         link_weights: refer to the checkpoint's own bytes where the graph can use them as they are (fp32).
         verify: whether to prove the result; without, the certificate says `unproven`.
         force: whether an artifact at `out` may be replaced.
@@ -96,7 +110,20 @@ def export(
     from truecast.inspection import recommended_precision
 
     chosen = precision or recommended_precision(open_checkpoint(source), provider)
-    request = exporting.Request(target, chosen, provider, block_size, activations, link_weights, trust_remote_code)
+    request = exporting.Request(
+        target=target,
+        precision=chosen,
+        provider=provider,
+        block_size=block_size,
+        activations=activations,
+        kv_cache=kv_cache,
+        link_weights=link_weights,
+        trust_remote_code=trust_remote_code,
+        opset=opset,
+        method=method,
+        keep=tuple(keep),
+        calibration=None if calibration is None else Path(calibration),
+    )
     return Artifact(exporting.export(source, out, request, verify=verify, force=force, progress=progress), provider)
 
 
@@ -110,3 +137,29 @@ def inspect(source: Path | str) -> Inspection:
     from truecast.inspection import inspect as look
 
     return look(Path(source))
+
+
+def diagnose(
+    path: Path | str, provider: str = "cpu", run: bool = False, session: Mapping[str, str] | None = None
+) -> Diagnosis:
+    """What goes wrong in silence with an ONNX file, whoever made it, on a provider.
+
+    Args:
+        path: an ONNX file, a folder with one, or an artifact.
+        provider: where it is meant to run; it need not be installed unless `run`.
+        run: whether to load and run it too, on made-up inputs.
+        session: session keys that it is meant to run with.
+
+    Raises:
+        InputError: the file is missing, is no ONNX model, or the provider has no such name.
+    """
+    from truecast.diagnosis import diagnose as look
+
+    return look(path, provider, run, session or {})
+
+
+def repair(path: Path | str) -> Repair:
+    """Mends what `diagnose` calls fixable, in a new file beside the model, and checks that its results are the same."""
+    from truecast.diagnosis import repair as mend
+
+    return mend(path)

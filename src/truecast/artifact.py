@@ -56,25 +56,36 @@ class TensorInfo(_Record):
 class CacheInfo(_Record):
     """The key/value cache of a decoder graph.
 
-    `in_place`: past and present of one layer may be bound to one buffer. `layers` counts the cached layers.
+    `in_place`: past and present of one layer may be bound to one buffer. `layers` counts the cached layers. `dtype` is
+    that of its elements. A quantized cache has `bits` to a code, two codes of 4 bits to an element, and stands for
+    values of the dtype `stands_for`, in which attention computes; both are None for floats.
     """
 
     layers: int
     in_place: bool
     dtype: str
+    bits: int | None = None
+    stands_for: str | None = None
+
+    @property
+    def values_per_element(self) -> int:
+        """How many keys or values one element holds."""
+        return 2 if self.bits == 4 else 1
 
 
 class GraphInfo(_Record):
     """What a runtime must know about the graph, and how it came to be.
 
     `padding`: `any` (every 0/1 attention mask gives right results) or `right` (real tokens first in every row).
-    `opsets` maps an operator domain to its version. `lowered` counts operators that replaced a leaf of the model, by
+    `opsets` maps an operator domain to its version. `session_entries` are the session keys that ONNX Runtime needs to
+    run the graph as it was proven. `lowered` counts operators that replaced a leaf of the model, by
     leaf; `traced` names leaves left in standard operators, with the reason.
     """
 
     file: str = GRAPH_NAME
     padding: str = "any"
     opsets: dict[str, int]
+    session_entries: dict[str, str] = Field(default_factory=dict)
     ir_version: int
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
@@ -90,13 +101,14 @@ class WeightInfo(_Record):
     """One weight of the graph: the initializers that hold it and the checkpoint tensors it came from.
 
     `packing` names the form (`dense float32`, `int4 block 32 symmetric`, …); `sha256` is over the bytes of the
-    initializers in the order listed.
+    initializers in the order listed. `own` says that codes and scales are the checkpoint's own.
     """
 
     initializers: list[str]
     sources: list[str]
     packing: str
     sha256: str
+    own: bool = False
 
 
 class Check(_Record):
@@ -118,6 +130,8 @@ class Certificate(_Record):
     environment: dict[str, str] = Field(default_factory=dict)
     checks: list[Check] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    signal_to_noise: dict[str, float | None] = Field(default_factory=dict)
+    """dB of every weight that was quantized here, by the name of its parameter; None where it is exact."""
 
 
 class Manifest(_Record):
@@ -135,6 +149,8 @@ class Manifest(_Record):
     weights: list[WeightInfo]
     ignored_tensors: dict[str, str] = Field(default_factory=dict)
     """Checkpoint tensors that the graph does not need, each with the reason."""
+    notices: list[str] = Field(default_factory=list)
+    """What the user should know of the checkpoint, and of what became of it."""
     files: dict[str, str]
     """sha256 of every other file of the folder."""
     certificate: Certificate

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
@@ -35,66 +37,37 @@ from truecast.artifact import (
     staging_folder,
     write_manifest,
 )
-from truecast.checkpoint import Checkpoint, open_checkpoint, require_float
+from truecast.calibration.caching import SETTING, with_quantized_cache
+from truecast.calibration.libraries import CALIBRATED, calibrated, library_version
+from truecast.calibration.texts import read_texts
+from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.checkpoint.model import Array
+from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.dialects.ort.fuse import fuse_rotary, pack_heads
 from truecast.errors import InputError, ProofError
+from truecast.requesting import ACTIVATIONS, AS_IS, PRECISIONS, Request
 from truecast.targets import Padding, Target, find_target
 from truecast.trace.decoder import Trace, trace_decoder
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical
 from truecast.trace.skeleton import load_config
 from truecast.weights.binding import Binding, array_binding
-from truecast.weights.packing import Packer, Precision
-from truecast.weights.quantize import BLOCK_SIZES
+from truecast.weights.cache import cached_attention
+from truecast.weights.emitters import EMITTERS
+from truecast.weights.packing import Packer
+from truecast.weights.precision import Precision
+from truecast.weights.quantizers import DEFAULT_METHOD
+from truecast.weights.rules import chooser
 from truecast.weights.sources import Sources
 from truecast.weights.writer import attach, attach_links, link_weights, write_weights
 
-DATA_NAME = f"{GRAPH_NAME}.data"
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
-ACTIVATIONS = ("int8", "float")
+__all__ = ["ACTIVATIONS", "PRECISIONS", "Progress", "Request", "export"]
 
+DATA_NAME = f"{GRAPH_NAME}.data"
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the amount done and the amount in all."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for. `precision` None means: what inspection recommends for the provider."""
-
-    target: str = "onnxruntime"
-    precision: str = "fp32"
-    provider: str = "cpu"
-    block_size: int = 32
-    activations: str = "int8"
-    link_weights: bool = False
-    trust_remote_code: bool = False
-
-    def check(self) -> None:
-        """Raises InputError for a value that no export can take."""
-        find_target(self.target)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("activations", self.activations, ACTIVATIONS)
-        if self.link_weights and self.precision != "fp32":
-            raise InputError(
-                f"--link-weights keeps float32 bytes as they are; {self.precision} has none, leave it out."
-            )
-        if self.precision.startswith("int") and self.block_size not in BLOCK_SIZES:
-            sizes = ", ".join(map(str, BLOCK_SIZES))
-            raise InputError(f"MatMulNBits does not take the block size {self.block_size}; choose one of {sizes}.")
-
-    def packing(self) -> Precision:
-        """The precision as packing understands it."""
-        dtype = ir.DataType.FLOAT16 if self.precision == "fp16" else ir.DataType.FLOAT
-        bits = int(self.precision[3:]) if self.precision.startswith("int") else None
-        return Precision(self.precision, dtype, bits, self.block_size, self.activations, self.link_weights)
-
-
-def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"There is no {what} {value!r}; choose one of {', '.join(known)}.")
 
 
 def export(
@@ -116,18 +89,19 @@ def export(
     request.check()
     require_free(out, force)
     checkpoint = open_checkpoint(source)
-    require_float(checkpoint)
+    if request.calibration is not None and not verify and request.method not in CALIBRATED:
+        raise InputError(
+            f"--calibration is for the proof to measure on, or for {', '.join(CALIBRATED)}; leave out --no-verify or it."
+        )
+    texts = () if request.calibration is None else read_texts(request.calibration)
     report = progress or (lambda stage, done, total: None)
     staging = staging_folder(out)
     try:
-        manifest = _cast(checkpoint, staging, request, report)
-        if verify:
-            from truecast.proof import prove
-
-            certificate = prove(
-                staging, checkpoint, manifest, progress=progress, trust_remote_code=request.trust_remote_code
-            )
-            manifest = manifest.model_copy(update={"certificate": certificate})
+        if request.method in CALIBRATED:
+            manifest = _calibrated(checkpoint, staging, request, texts, verify, report)
+        else:
+            manifest = _cast(checkpoint, staging, request, report, texts)
+            manifest = _certified(staging, checkpoint, manifest, request, texts, verify, report)
         write_manifest(staging, manifest)
         if manifest.certificate.status is not Status.FAILED:
             return publish(staging, out)
@@ -142,6 +116,68 @@ def export(
     raise ProofError(f"The result is not the same model: {_sentence(failed)} It is kept in {rejected}.")
 
 
+def _certified(
+    folder: Path,
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    request: Request,
+    texts: tuple[str, ...],
+    verify: bool,
+    report: Progress,
+    original: Checkpoint | None = None,
+) -> Manifest:
+    """The manifest with the proof's certificate; without a proof, what a better method has won is still measured."""
+    if not verify and request.method == DEFAULT_METHOD:
+        return manifest
+    from truecast import proof
+
+    trusted = request.trust_remote_code
+    if verify:
+        certificate = proof.prove(
+            folder,
+            checkpoint,
+            manifest,
+            progress=report,
+            trust_remote_code=trusted,
+            texts=texts,
+            original=original,
+        )
+    else:
+        noise = proof.measured_noise(folder, original or checkpoint, manifest, trusted)
+        certificate = manifest.certificate.model_copy(update={"signal_to_noise": noise})
+    return manifest.model_copy(update={"certificate": certificate})
+
+
+def _calibrated(
+    checkpoint: Checkpoint, folder: Path, request: Request, texts: tuple[str, ...], verify: bool, report: Progress
+) -> Manifest:
+    """Casts what a library made of the checkpoint, and proves it against the library's own checkpoint."""
+    bits = int(request.precision.removeprefix("int"))
+    with TemporaryDirectory(dir=folder.parent, prefix=".calibration.") as scratch:
+        report("calibrate", 0, 1)
+        given = calibrated(
+            checkpoint, request.method, bits, request.block_size, texts, Path(scratch), request.trust_remote_code
+        )
+        report("calibrate", 1, 1)
+        cast = _cast(given, folder, replace(request, precision=AS_IS), report, texts)
+        asked = {
+            "source": _source(checkpoint, {path.name: sha256_of(path) for path in checkpoint.files}),
+            "precision": request.precision,
+            "settings": _kept(cast) | request.settings() | {"library": library_version(request.method)},
+            "notices": _notices(checkpoint, request),
+        }
+        manifest = cast.model_copy(update=asked)
+        manifest = _certified(folder, given, manifest, request, texts, verify, report, original=checkpoint)
+    known = {*checkpoint.tensors, *checkpoint.ignored}
+    ignored = {name: reason for name, reason in manifest.ignored_tensors.items() if name in known}
+    return manifest.model_copy(update={"ignored_tensors": ignored})
+
+
+def _kept(cast: Manifest) -> dict[str, Any]:
+    """The settings that only the cast could tell."""
+    return {name: value for name, value in cast.settings.items() if name == SETTING}
+
+
 def _sentence(failed: list[Any]) -> str:
     first = failed[0]
     more = f" ({len(failed)} checks failed)" if len(failed) > 1 else ""
@@ -150,27 +186,43 @@ def _sentence(failed: list[Any]) -> str:
     )
 
 
-def _cast(checkpoint: Checkpoint, folder: Path, request: Request, report: Progress) -> Manifest:
+def _cast(
+    checkpoint: Checkpoint, folder: Path, request: Request, report: Progress, texts: tuple[str, ...] = ()
+) -> Manifest:
     """Reads, traces and binds into `folder`; returns the manifest with an unproven certificate."""
     target = find_target(request.target)
+    with ThreadPoolExecutor(1) as aside:  # hashing needs no Python: it goes on while the model is traced
+        hashes = aside.submit(lambda: {path.name: sha256_of(path) for path in checkpoint.files})
+        trace = _trace(checkpoint, target, request, report)
+        sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename)
+        packer = _bind(trace, sources, request, target)
+        if request.cache_bits is not None:  # before the weights are written
+            cached_attention(trace.model)
+        ignored = {**checkpoint.ignored, **sources.unused()}
+        weights = _write(trace.model, packer, folder, request, report)
+    ir.save(trace.model, folder / GRAPH_NAME)
+    manifest = _manifest(checkpoint, target, request, trace, weights, ignored, hashes.result())
+    manifest = _with_entries(manifest, packer.session_entries)
+    _side_files(checkpoint, target, manifest, folder)
+    if request.cache_bits is not None:
+        given = (checkpoint, request.cache_bits, texts, report)
+        manifest = with_quantized_cache(folder, trace.model, DATA_NAME, manifest, *given)
+    # the hashes of the weights cover the data file
+    others = [path for path in sorted(folder.iterdir()) if path.name != DATA_NAME]
+    return manifest.model_copy(update={"files": {path.name: sha256_of(path) for path in others}})
+
+
+def _trace(checkpoint: Checkpoint, target: Target, request: Request, report: Progress) -> Trace:
     report("trace", 0, 1)
     trace = trace_decoder(
         load_config(checkpoint, request.trust_remote_code),
-        dialect(target.dialect),
+        dialect(target.dialect, request.opset),
         dtype=torch.float16 if request.precision == "fp16" else torch.float32,
         padding=target.padding,
         trust_remote_code=request.trust_remote_code,
     )
     report("trace", 1, 1)
-    sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename)
-    packer = _bind(trace, sources, request, target)
-    ignored = sources.unused()
-    weights = _write(trace.model, packer, folder, request, report)
-    ir.save(trace.model, folder / GRAPH_NAME)
-    manifest = _manifest(checkpoint, target, request, trace, weights, ignored)
-    _side_files(checkpoint, target, manifest, folder)
-    hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    return manifest.model_copy(update={"files": hashes})
+    return trace
 
 
 def _write(model: ir.Model, packer: Packer, folder: Path, request: Request, report: Progress) -> list[WeightInfo]:
@@ -200,7 +252,9 @@ def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> P
     expand(model)
     RemoveUnusedNodesPass()(model)
     apply_interface(trace, target.single_logits)
-    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head)
+    emitter = EMITTERS[target.dialect]
+    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter)
+    packer.choose = _chooser(packer, request)
     packer.bindings += [array_binding(name, table, ROTARY_TABLE) for name, table in tables.items()]
     packer.pack()
     pack_heads(model)
@@ -208,6 +262,22 @@ def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> P
     RemoveUnusedOpsetsPass()(model)
     canonical(model)
     return packer
+
+
+def _chooser(packer: Packer, request: Request) -> Callable[[str], Precision]:
+    """The precision of every weight, by the request's rules; raises InputError for one that no weight follows."""
+    named = [node.attributes["weight"].as_string() for node in packer.model.graph if node.op_type == "Linear"]
+    tied = (packer.embedding, packer.head) if packer.tied else None
+    weights = [packer.embedding, *(name for name in dict.fromkeys(named) if name != packer.embedding)]
+    precisions = {rule.precision: request.packing(rule.precision) for rule in request.rules}
+    choose = chooser(request.rules, weights, tied, precisions, packer.precision)
+    made = [weight for weight in weights if packer.sources[weight].encoding is not None]
+    if request.method in CALIBRATED and any(choose(weight) is not packer.precision for weight in made):
+        raise InputError(
+            f"--keep names weights that --method {request.method} has quantized; "
+            "with it, a rule may only name what it leaves in float: the head and the token embedding."
+        )
+    return choose
 
 
 ROTARY_TABLE = "rotary table of the model's own module"
@@ -225,27 +295,49 @@ def _manifest(
     trace: Trace,
     weights: list[WeightInfo],
     ignored: dict[str, str],
+    hashes: dict[str, str],
 ) -> Manifest:
     return Manifest(
         truecast=__version__,
-        source=Source(
-            path=str(checkpoint.path.resolve()),
-            format=checkpoint.format,
-            sha256={path.name: sha256_of(path) for path in checkpoint.files},
-        ),
+        source=_source(checkpoint, hashes),
         target=target.name,
         dialect=target.dialect,
         provider=request.provider,
         precision=request.precision,
-        settings={"block_size": request.block_size, "activations": request.activations}
-        if request.precision.startswith("int")
-        else {},
+        settings=request.settings(),
         graph=_graph_info(checkpoint, trace),
         weights=weights,
         ignored_tensors=ignored,
+        notices=_notices(checkpoint, request),
         files={},
         certificate=Certificate(status=Status.UNPROVEN),
     )
+
+
+def _with_entries(manifest: Manifest, entries: Mapping[str, str]) -> Manifest:
+    """Notes session keys that the graph needs, for our own runtime and in words for others."""
+    if not entries:
+        return manifest
+    listed = ", ".join(f"{key}={value}" for key, value in entries.items())
+    notice = (
+        f"In ONNX Runtime the graph is proven with the session configuration {listed}; set it in other loaders, too."
+    )
+    graph = manifest.graph.model_copy(update={"session_entries": dict(entries)})
+    return manifest.model_copy(update={"graph": graph, "notices": [*manifest.notices, notice]})
+
+
+def _source(checkpoint: Checkpoint, hashes: dict[str, str]) -> Source:
+    return Source(path=str(checkpoint.path.resolve()), format=checkpoint.format, sha256=hashes)
+
+
+def _notices(checkpoint: Checkpoint, request: Request) -> list[str]:
+    notices = list(checkpoint.notices)
+    if checkpoint.quantization is not None and request.precision != AS_IS:
+        notices.append(
+            f"The checkpoint is quantized already ({checkpoint.quantization}); its weights were decoded and made "
+            f"{request.precision} anew. --precision {AS_IS} keeps its own codes."
+        )
+    return notices
 
 
 def _graph_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
@@ -290,4 +382,7 @@ def _eos(checkpoint: Checkpoint) -> list[int]:
 def _side_files(checkpoint: Checkpoint, target: Target, manifest: Manifest, folder: Path) -> None:
     for name, content in checkpoint.side_files.items():
         (folder / name).write_bytes(content())
+    if checkpoint.quantization is not None:  # the weights are no longer stored as these settings say
+        plain = {key: value for key, value in checkpoint.config.items() if key not in CONFIG_KEYS}
+        (folder / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
     target.write_side_files(folder, checkpoint.config, manifest.graph)

@@ -33,7 +33,11 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Converted:
-    """One architecture as transformers has it (`config_class`, `settings`) and as the file states it (`metadata`)."""
+    """One architecture as transformers has it (`config_class`, `settings`) and as the file states it (`metadata`).
+
+    `label` tells apart cases of one architecture. Of the changes, `plus_one` is of norms, `interleaved` of query and
+    key rows; `fused` joins queries, keys and values, as the converter finds them in checkpoints with code of their own.
+    """
 
     architecture: str
     config_class: str
@@ -41,6 +45,12 @@ class Converted:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     plus_one: bool = False
     interleaved: bool = False
+    fused: bool = False
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.architecture
 
     def model(self) -> Any:
         """The model in float32 with weights that all matter."""
@@ -53,15 +63,28 @@ class Converted:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         return model
 
-    def write(self, path: Path, extra: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Any:
-        """Writes the model, and the tensors of `extra`, as `path`; the model."""
+    def write(
+        self,
+        path: Path,
+        extra: Mapping[str, np.ndarray[Any, Any]] | None = None,
+        kind: gguf.GGMLQuantizationType | None = None,
+        numbers: Mapping[str, int] | None = None,
+    ) -> Any:
+        """Writes the model, and the tensors of `extra`, as `path`, matrices quantized as `kind`; the model.
+
+        `numbers` are more metadata, by their whole keys.
+        """
         model = self.model()
         writer = gguf.GGUFWriter(path, self.architecture)
         for key, value in {**_sizes(model.config), **self.metadata}.items():
             _add(writer, f"{self.architecture}.{key}", value)
+        for key, listed in _xielu(model).items():
+            writer.add_array(key, listed)
+        for key, value in (numbers or {}).items():
+            _add(writer, key, value)
         add_vocabulary(writer, model.config.vocab_size)
         for name, value in {**self.tensors(model), **(extra or {})}.items():
-            writer.add_tensor(name, np.ascontiguousarray(value))
+            add_tensor(writer, name, np.ascontiguousarray(value), kind)
         close(writer)
         return model
 
@@ -69,12 +92,22 @@ class Converted:
         """The model's parameters under GGUF names, changed as the converter changes them; tied ones once."""
         arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
         table = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
-        named = {}
+        named: dict[str, torch.Tensor] = {}
+        stacks: dict[str, list[torch.Tensor]] = {}
         for name, parameter in model.named_parameters():
-            gguf_name = table.get_name(name, try_suffixes=(".weight", ".bias"))
-            assert gguf_name is not None, name
-            named[gguf_name] = self._changed(gguf_name, name, parameter.detach(), model.config).numpy()
-        return named
+            module, _, stacked = name.partition(".norms.")
+            if stacked:
+                stacks.setdefault(f"{module}.weight", []).append(parameter.detach())
+            elif ".act_fn." not in name:
+                gguf_name = table.get_name(self._known(name), try_suffixes=(".weight", ".bias"))
+                assert gguf_name is not None, name
+                named[gguf_name] = self._changed(gguf_name, name, parameter.detach(), model.config)
+        for name, rows in stacks.items():
+            named[table.get_name(name, try_suffixes=(".weight",)) or name] = torch.stack(rows)
+        return {name: value.numpy() for name, value in (_fuse(named) if self.fused else named).items()}
+
+    def _known(self, name: str) -> str:
+        return name.removeprefix("transformer.") if self.architecture == "bloom" else name
 
     def _changed(self, gguf_name: str, name: str, value: torch.Tensor, config: Any) -> torch.Tensor:
         if self.plus_one and name.endswith("norm.weight"):
@@ -85,10 +118,35 @@ class Converted:
             return _interleave(value, config.num_key_value_heads)
         if self.architecture == "gpt2" and ".weight" in gguf_name and "c_" in name:
             return value.T
-        if self.architecture == "gptneox" and "attn_qkv" in gguf_name:
+        if self.architecture in {"gptneox", "bloom"} and "attn_qkv" in gguf_name:
             parts = value.reshape(config.num_attention_heads, 3, -1, *value.shape[1:])
             return torch.cat([parts[:, part].reshape(-1, *value.shape[1:]) for part in range(3)])
+        if self.architecture == "falcon" and "attn_qkv" in gguf_name:
+            heads, kv_heads = config.num_attention_heads, _kv_heads(config)
+            groups = value.reshape(kv_heads, heads // kv_heads + 2, config.head_dim, *value.shape[1:])
+            return torch.cat([part.flatten(0, 2) for part in (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])])
         return value
+
+
+def _fuse(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Queries, keys and values of each block as one tensor."""
+    fused = {}
+    for name, value in named.items():
+        if ".attn_q." in name:
+            keys, values = (named[name.replace(".attn_q.", f".attn_{part}.")] for part in "kv")
+            fused[name.replace(".attn_q.", ".attn_qkv.")] = torch.cat([value, keys, values])
+        elif ".attn_k." not in name and ".attn_v." not in name:
+            fused[name] = value
+    return fused
+
+
+def _xielu(model: Any) -> dict[str, list[float]]:
+    """What Apertus' activations are made of, by metadata key: a number for each block."""
+    lists: dict[str, list[float]] = {}
+    for name, value in model.state_dict().items():
+        if ".act_fn." in name:
+            lists.setdefault(f"xielu.{name.rpartition('.')[2]}", []).append(value.float().item())
+    return lists
 
 
 def _interleave(value: torch.Tensor, heads: int) -> torch.Tensor:
@@ -97,21 +155,52 @@ def _interleave(value: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.swapaxes(1, 2).reshape(value.shape)
 
 
+def _kv_heads(config: Any) -> int:
+    if config.model_type in {"gpt_bigcode", "falcon"} and config.multi_query and not _is_new_falcon(config):
+        return 1
+    if config.model_type == "falcon":
+        return int(config.num_kv_heads)
+    if config.model_type in {"bloom", "mpt", "gpt_neox"}:
+        return int(config.num_attention_heads)
+    return int(getattr(config, "num_key_value_heads", config.num_attention_heads))
+
+
+def _is_new_falcon(config: Any) -> bool:
+    return bool(getattr(config, "new_decoder_architecture", False))
+
+
 def _sizes(config: Any) -> dict[str, Any]:
-    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    inner = {"gpt2": "n_inner", "falcon": "ffn_hidden_size"}.get(config.model_type, "intermediate_size")
+    quadruple = config.model_type in {"bloom", "mpt", "gpt_bigcode"}
     return {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.n_inner if config.model_type == "gpt2" else config.intermediate_size,
+        "feed_forward_length": 4 * config.hidden_size if quadruple else getattr(config, inner),
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": kv_heads,
+        "attention.head_count_kv": _kv_heads(config),
     }
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    adders = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
     adders[type(value)](key, value)
+
+
+def add_tensor(
+    writer: gguf.GGUFWriter, name: str, value: np.ndarray[Any, Any], kind: gguf.GGMLQuantizationType | None
+) -> None:
+    """Adds a tensor; a matrix whose rows are whole blocks is quantized as `kind`, if one is given."""
+    if kind is None or value.ndim < 2 or value.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+        writer.add_tensor(name, value)
+    else:
+        writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
@@ -131,154 +220,3 @@ def close(writer: gguf.GGUFWriter) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-_RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
-_LAYER = {"attention.layer_norm_epsilon": 1e-5}
-_HALF_ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
-
-ARCHITECTURES = [
-    Converted("arcee", "ArceeConfig", {"rms_norm_eps": 1e-5}, _RMS, interleaved=True),
-    Converted(
-        "cohere2",
-        "Cohere2Config",
-        {"sliding_window": 5, "logit_scale": 0.5, "head_dim": 16, "num_hidden_layers": 5},
-        {**_LAYER, "attention.sliding_window": 5, "logit_scale": 0.5, "rope.freq_base": 10000.0},
-    ),
-    Converted(
-        "command-r",
-        "CohereConfig",
-        {"use_qk_norm": True, "logit_scale": 0.25},
-        {**_LAYER, "logit_scale": 0.25, "rope.freq_base": 500000.0},
-    ),
-    Converted(
-        "gemma",
-        "GemmaConfig",
-        {"head_dim": 32},
-        {"attention.layer_norm_rms_epsilon": 1e-6, "attention.key_length": 32},
-        plus_one=True,
-    ),
-    Converted(
-        "gemma2",
-        "Gemma2Config",
-        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 5, "final_logit_softcapping": 20.0},
-        {
-            "attention.layer_norm_rms_epsilon": 1e-6,
-            "attention.key_length": 32,
-            "attention.sliding_window": 5,
-            "final_logit_softcapping": 20.0,
-        },
-        plus_one=True,
-    ),
-    Converted(
-        "gemma3",
-        "Gemma3TextConfig",
-        {
-            "head_dim": 32,
-            "query_pre_attn_scalar": 32,
-            "sliding_window": 5,
-            "num_hidden_layers": 7,
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-            },
-        },
-        {
-            "attention.layer_norm_rms_epsilon": 1e-6,
-            "attention.key_length": 32,
-            "attention.sliding_window": 5,
-            "rope.freq_base": 1e6,
-            "rope.scaling.type": "linear",
-            "rope.scaling.factor": 8.0,
-        },
-        plus_one=True,
-    ),
-    Converted(
-        "gpt2", "GPT2Config", {"n_embd": 64, "n_layer": BLOCKS, "n_head": 4, "n_positions": 64, "n_inner": 80}, _LAYER
-    ),
-    Converted(
-        "gptneox",
-        "GPTNeoXConfig",
-        {**_HALF_ROTARY, "use_parallel_residual": False},
-        {**_LAYER, "rope.dimension_count": 8, "use_parallel_residual": False},
-    ),
-    Converted(
-        "granite",
-        "GraniteConfig",
-        {
-            "rms_norm_eps": 1e-5,
-            "logits_scaling": 2.0,
-            "attention_multiplier": 0.2,
-            "embedding_multiplier": 3.0,
-            "residual_multiplier": 0.5,
-        },
-        {**_RMS, "logit_scale": 2.0, "attention.scale": 0.2, "embedding_scale": 3.0, "residual_scale": 0.5},
-        interleaved=True,
-    ),
-    Converted(
-        "llama",
-        "LlamaConfig",
-        {
-            "rms_norm_eps": 1e-5,
-            "attention_bias": True,
-            "mlp_bias": True,
-            "head_dim": 16,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
-        },
-        {**_RMS, "rope.dimension_count": 16, "rope.freq_base": 5e5},
-        interleaved=True,
-    ),
-    Converted(
-        "nemotron",
-        "NemotronConfig",
-        {"norm_eps": 1e-5, "head_dim": 16, **_HALF_ROTARY},
-        {**_LAYER, "rope.dimension_count": 8},
-        plus_one=True,
-    ),
-    Converted("olmo", "OlmoConfig", {"clip_qkv": 1.5}, {**_LAYER, "attention.clamp_kqv": 1.5}, interleaved=True),
-    Converted("olmo2", "Olmo2Config", {"rms_norm_eps": 1e-5}, _RMS),
-    Converted("phi2", "PhiConfig", _HALF_ROTARY, {**_LAYER, "rope.dimension_count": 8}),
-    Converted(
-        "phi3",
-        "Phi3Config",
-        {"sliding_window": 5, "rms_norm_eps": 1e-5},
-        {**_RMS, "rope.dimension_count": 16, "attention.sliding_window": 5},
-    ),
-    Converted(
-        "qwen2",
-        "Qwen2Config",
-        {
-            "tie_word_embeddings": True,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-                "rope_theta": 1e6,
-            },
-        },
-        {
-            "attention.layer_norm_rms_epsilon": 1e-6,
-            "rope.freq_base": 1e6,
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 4.0,
-            "rope.scaling.original_context_length": 16,
-        },
-    ),
-    Converted("qwen3", "Qwen3Config", {"head_dim": 32, "rms_norm_eps": 1e-5}, {**_RMS, "attention.key_length": 32}),
-    Converted(
-        "smollm3",
-        "SmolLM3Config",
-        {"rms_norm_eps": 1e-5, "no_rope_layers": ()},
-        {**_RMS, "rope.freq_base": 2e6},
-        interleaved=True,
-    ),
-    Converted(
-        "stablelm",
-        "StableLmConfig",
-        {**_HALF_ROTARY, "use_qkv_bias": True, "use_parallel_residual": True},
-        {**_LAYER, "rope.dimension_count": 8},
-    ),
-    Converted("starcoder2", "Starcoder2Config", {"tie_word_embeddings": False}, _LAYER),
-]
-
-BY_NAME = {case.architecture: case for case in ARCHITECTURES}

@@ -13,7 +13,8 @@ from gguf.quants import dequantize, quantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.checkpoint.gguf_files import BY_NAME, Converted, add_vocabulary, close
+from tests.checkpoint.gguf_cases import BY_NAME
+from tests.checkpoint.gguf_files import Converted, add_vocabulary, close
 from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.gguf_container import StringArray, read_container
 from truecast.errors import InputError
@@ -160,15 +161,6 @@ def test_a_missing_block_is_noticed(tmp_path: Path) -> None:
 def test_a_missing_size_is_named(tmp_path: Path) -> None:
     Converted("llama", "LlamaConfig", BY_NAME["llama"].settings).write(tmp_path / "model.gguf")
     with pytest.raises(InputError, match=r"llama\.attention\.layer_norm_rms_epsilon"):
-        open_checkpoint(tmp_path / "model.gguf")
-
-
-def test_a_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_uint16("split.count", 3)
-    writer.add_tensor("token_embd.weight", noise())
-    close(writer)
-    with pytest.raises(InputError, match=r"one of 3 parts.*gguf-split --merge"):
         open_checkpoint(tmp_path / "model.gguf")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,16 @@ CORPUS = [
     "def area(radius):\n    return 3.14159 * radius ** 2  # it's 12345 units\n",
     "Überraschung! Naïve café, 北京 and Москва; don't we'll I'd THEY'RE.",
     "   many   spaces\t\tand tabs\r\n\r\nand lines",
+    "1234567 and $12.50 <=> x^2 ~ 100%; \u3053\u3093\u306b\u3061\u306f\u3001\u4e16\u754c\u3002\n\n\n.net (1)",
 ]
 TEXTS = [*CORPUS, "", " ", "unseen: ñandú 🙂 0007", "e\u0301 composed or not", "<|end|>after<|end|> end"]
 
 
-def byte_level(pattern: str | None, digits: bool = False, nfc: bool = False) -> Tokenizer:
+def byte_level(*patterns: str, digits: bool = False, nfc: bool = False) -> Tokenizer:
     """A byte-level tokenizer trained on the corpus, whose merges depend on how it splits."""
     tokenizer = Tokenizer(models.BPE())
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-    parts = [pre_tokenizers.Split(Regex(pattern), "isolated")] if pattern else []
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not patterns)
+    parts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     parts += [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*parts, level])
     tokenizer.normalizer = normalizers.NFC() if nfc else None
@@ -77,15 +79,38 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+SEED_CODER = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u30ff]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+BLOOM = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
+FALCON_REST = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "[0-9][0-9][0-9]",
+)
+
 
 @pytest.mark.parametrize(
     ("pre", "trained"),
     [
-        ("gpt-2", byte_level(None)),
-        ("default", byte_level(None)),
+        ("gpt-2", byte_level()),
+        ("default", byte_level()),
         ("llama-bpe", byte_level(LLAMA3)),
         ("qwen2", byte_level(PRETOKENIZE_REGEX, nfc=True)),
-        ("smollm", byte_level(None, digits=True)),
+        ("smollm", byte_level(digits=True)),
+        ("glm4", byte_level(LLAMA3)),
+        ("exaone4", byte_level()),
+        ("seed-coder", byte_level(SEED_CODER)),
+        ("hunyuan", byte_level(PRETOKENIZE_REGEX)),
+        ("hunyuan-dense", byte_level(*DEEPSEEK3)),
+        ("bloom", byte_level(BLOOM)),
+        ("falcon", byte_level(r"[\p{P}$+<=>^~|`]+", *FALCON_REST)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -102,7 +127,7 @@ def test_byte_level_text_becomes_the_same_tokens_and_comes_back(pre: str, traine
 def test_only_some_byte_level_texts_begin_with_a_token_where_the_file_is_silent(
     pre: str, expected: int, tmp_path: Path
 ) -> None:
-    container = byte_level_file(tmp_path / "t.gguf", byte_level(None), pre, bos_token_id=0)
+    container = byte_level_file(tmp_path / "t.gguf", byte_level(), pre, bos_token_id=0)
     assert rebuilt(container).encode("a").tokens[:-1] == ["<|end|>"] * expected
 
 
@@ -117,7 +142,7 @@ def test_a_word_of_the_vocabulary_is_one_token_for_llama3_whatever_the_merges_sa
 
 
 def test_an_unknown_way_of_splitting_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    container = byte_level_file(tmp_path / "t.gguf", byte_level(None), "origami")
+    container = byte_level_file(tmp_path / "t.gguf", byte_level(), "origami")
     with pytest.raises(InputError, match=r"'origami'.*llama-bpe.*original Hugging Face folder"):
         rebuilt(container)
 
@@ -207,6 +232,39 @@ def test_transformers_loads_the_files_with_their_special_tokens_and_chat_templat
     assert tokenizer.model_max_length == 64
     assert tokenizer("ab")["input_ids"] == rebuilt(container).encode("ab").ids
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "<s>a"
+
+
+def test_every_chat_template_of_a_file_is_kept_with_its_name(tmp_path: Path) -> None:
+    def fields(writer: gguf.GGUFWriter) -> None:
+        writer.add_token_list(list(PIECES))
+        writer.add_token_scores([score for score, _ in PIECES.values()])
+        writer.add_token_types([kind for _, kind in PIECES.values()])
+        texts = {"default": "plain {{ messages[0].content }}", "rag": "sources {{ messages[0].content }}"}
+        writer.add_chat_template([{"name": name, "template": text} for name, text in texts.items()])
+
+    for name, make in tokenizer_files(write(tmp_path / "t.gguf", "llama", fields), 64).items():
+        (tmp_path / name).write_bytes(make())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    message = [{"role": "user", "content": "x"}]
+    assert tokenizer.apply_chat_template(message, tokenize=False) == "plain x"
+    assert tokenizer.apply_chat_template(message, tokenize=False, chat_template="rag") == "sources x"
+
+
+def test_a_large_byte_level_vocabulary_takes_seconds(tmp_path: Path) -> None:
+    size = 262_144
+    tokens = [f"t{index}" for index in range(size)]
+
+    def fields(writer: gguf.GGUFWriter) -> None:
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list(tokens)
+        writer.add_token_types([1] * size)
+        writer.add_token_merges([f"{token} x" for token in tokens])
+
+    container = write(tmp_path / "t.gguf", "gpt2", fields)
+    start = time.process_time()
+    made = {name: make() for name, make in tokenizer_files(container, 64).items()}
+    assert time.process_time() - start < 5
+    assert json.loads(made["tokenizer.json"])["model"]["vocab"][tokens[-1]] == size - 1
 
 
 def test_an_end_of_turn_token_ends_a_text_too(tmp_path: Path) -> None:

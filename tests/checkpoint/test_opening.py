@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from truecast.checkpoint import open_checkpoint, require_float
+from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.pickles import conversion_command
 from truecast.errors import InputError
 
@@ -139,15 +139,22 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_a_quantized_checkpoint_opens_but_is_not_float(tmp_path: Path) -> None:
+def test_a_quantizer_that_quantized_nothing_is_noticed(tmp_path: Path) -> None:
     config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
     checkpoint = open_checkpoint(folder(tmp_path, json.dumps(config)))
-    with pytest.raises(InputError, match="quant_method gptq"):
-        require_float(checkpoint)
+    assert checkpoint.quantization is None
+    assert "gptq" in checkpoint.notices[0]
 
 
-def test_a_float_checkpoint_is_float(tmp_path: Path) -> None:
-    require_float(open_checkpoint(folder(tmp_path)))
+def test_an_unknown_quantizer_is_refused(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "tomorrow"}}
+    with pytest.raises(InputError, match="'tomorrow', which is not known; known are .*gptq"):
+        open_checkpoint(folder(tmp_path, json.dumps(config)))
+
+
+def test_a_float_checkpoint_says_nothing(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder(tmp_path))
+    assert (checkpoint.quantization, checkpoint.notices) == (None, ())
 
 
 def test_reading_imports_neither_torch_nor_transformers(model: AutoModelForCausalLM, tmp_path: Path) -> None:

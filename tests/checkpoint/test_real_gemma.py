@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import Gemma3TextConfig
 
 from truecast.checkpoint import Checkpoint, open_checkpoint
+from truecast.checkpoint.encoding import decode
 
 VARIABLE = "TRUECAST_GEMMA_GGUF"
 pytestmark = pytest.mark.skipif(
@@ -60,10 +61,11 @@ def test_it_opens_in_well_under_three_seconds_without_torch() -> None:
     assert float(result.stdout) < 3
 
 
-def test_its_tokenizer_is_made_in_under_five_seconds(gemma: Checkpoint) -> None:
+def test_all_its_files_are_made_in_under_five_seconds(gemma: Checkpoint) -> None:
     start = time.process_time()
-    gemma.side_files["tokenizer.json"]()
+    files = {name: make() for name, make in gemma.side_files.items()}
     assert time.process_time() - start < 5
+    assert files.keys() == {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_a_prompt_becomes_the_known_tokens(tokenizer: Tokenizer) -> None:
@@ -94,7 +96,7 @@ def test_its_files_are_valid(gemma: Checkpoint) -> None:
     }
 
 
-@pytest.mark.parametrize(
+SAMPLES = pytest.mark.parametrize(
     ("name", "kind"),
     [
         ("model.embed_tokens.weight", "Q8_0"),
@@ -103,6 +105,9 @@ def test_its_files_are_valid(gemma: Checkpoint) -> None:
         ("model.layers.17.mlp.down_proj.weight", "Q6_K"),
     ],
 )
+
+
+@SAMPLES
 def test_rows_equal_those_of_the_gguf_library(gemma: Checkpoint, name: str, kind: str) -> None:
     tensor = gemma.tensors[name]
     assert tensor.stored_as == kind
@@ -110,3 +115,18 @@ def test_rows_equal_those_of_the_gguf_library(gemma: Checkpoint, name: str, kind
     raw = np.memmap(Path(gemma.path), np.uint8, "r", tensor.location.offset, tensor.location.length)
     rows = raw.reshape(tensor.shape[0], tensor.shape[1] // block * block_bytes)[100:164]
     np.testing.assert_array_equal(tensor.rows(100, 164), dequantize(rows, gguf.GGMLQuantizationType[kind]))
+
+
+@SAMPLES
+def test_encoded_rows_are_bit_for_bit_those_of_the_gguf_library(gemma: Checkpoint, name: str, kind: str) -> None:
+    tensor = gemma.tensors[name]
+    assert tensor.encoding is not None
+    values = decode(tensor.encoding, tensor.shape[1], 100, 164)
+    np.testing.assert_array_equal(values.view(np.uint32), tensor.rows(100, 164).view(np.uint32), err_msg=kind)
+
+
+def test_every_matrix_has_an_encoding(gemma: Checkpoint) -> None:
+    matrices = [tensor for tensor in gemma.tensors.values() if len(tensor.shape) == 2]
+    assert len(matrices) == 127
+    assert all(tensor.encoding is not None for tensor in matrices)
+    assert gemma.notices == ()

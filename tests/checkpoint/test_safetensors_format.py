@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from truecast.checkpoint.safetensors_format import INDEX_NAME, read_file, read_folder_tensors
+from truecast.checkpoint.safetensors_format import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    read_file,
+    read_folder_tensors,
+    read_metadata,
+)
 from truecast.errors import InputError
 
 TORCH_DTYPES = {
@@ -190,8 +196,9 @@ def test_shards_are_found_through_the_index(sharded: Path) -> None:
 
 def test_a_shard_that_is_missing_is_named(sharded: Path) -> None:
     (sharded / "two.safetensors").unlink()
-    with pytest.raises(InputError, match=r"names the shard two\.safetensors, which is not in"):
-        read_folder_tensors(sharded)
+    for read in (read_folder_tensors, read_metadata):
+        with pytest.raises(InputError, match=r"names the shard two\.safetensors, which is not in"):
+            read(sharded)
 
 
 def test_a_tensor_that_is_not_in_its_shard_is_named(sharded: Path) -> None:
@@ -208,3 +215,28 @@ def test_an_index_that_cannot_be_read_is_refused(content: bytes, sharded: Path) 
     (sharded / INDEX_NAME).write_bytes(content)
     with pytest.raises(InputError, match="weight_map"):
         read_folder_tensors(sharded)
+
+
+def test_the_texts_of_a_file_are_read(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, tmp_path / SINGLE_NAME, metadata={"format": "pt", "w": '{"_type": "Tensor"}'})
+    assert read_metadata(tmp_path) == {"format": "pt", "w": '{"_type": "Tensor"}'}
+    assert list(read_file(tmp_path / SINGLE_NAME)) == ["w"]
+
+
+def test_a_file_or_a_folder_without_texts_has_none(tmp_path: Path) -> None:
+    assert read_metadata(tmp_path) == {}
+    save_file({"w": torch.zeros(2)}, tmp_path / SINGLE_NAME)
+    assert read_metadata(tmp_path) == {}
+
+
+def test_the_texts_of_all_shards_are_merged(sharded: Path) -> None:
+    save_file({"a": torch.arange(3), "b": torch.ones(2)}, sharded / "one.safetensors", {"format": "pt", "a": "first"})
+    save_file({"c": torch.zeros(4)}, sharded / "two.safetensors", {"format": "pt", "c": "second"})
+    assert read_metadata(sharded) == {"format": "pt", "a": "first", "c": "second"}
+
+
+@pytest.mark.parametrize("metadata", [["a"], {"a": 1}, "text"])
+def test_metadata_that_are_no_texts_are_refused(metadata: Any, tmp_path: Path) -> None:
+    write_raw(tmp_path / SINGLE_NAME, {"__metadata__": metadata, "w": entry(0, 4)}, b"1234")
+    with pytest.raises(InputError, match="do not map names to texts"):
+        read_metadata(tmp_path)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.checkpoint.gguf_files import BY_NAME as GGUF_CASES
+from tests.checkpoint.gguf_cases import BY_NAME as GGUF_CASES
 from tests.cli.conftest import Command
 
 BLOCKS = "choose one of 16, 32, 64, 128, 256."
@@ -81,7 +81,14 @@ DAMAGED: dict[str, tuple[Damage, list[str]]] = {
         config(model_type="nonesuch", auto_map={"AutoConfig": "code.Config"}),
         ["brings its own code", "--trust-remote-code"],
     ),
-    "quantized": (config(quantization_config={"quant_method": "awq"}), ["already quantized", "awq"]),
+    "an unknown quantizer": (
+        config(quantization_config={"quant_method": "nonesuch"}),
+        ["is quantized by 'nonesuch'", "known are", "gptq", "Give the float checkpoint"],
+    ),
+    "codes without their scales": (
+        tensors(lambda stored: stored.update({UP: np.ones((96, 32), np.uint8)})),
+        [UP, "is stored as U8", "nothing beside it says what its codes mean"],
+    ),
     "a missing weight": (tensors(lambda stored: stored.pop(UP)), [f"has no tensor '{UP}'"]),
     "a weight too many": (
         tensors(lambda stored: stored.update(extra=np.zeros(3, np.float32))),
@@ -134,7 +141,7 @@ def test_a_folder_that_is_no_artifact_is_named(verb: list[str], truecast_: Comma
     ("option", "value", "sentence"),
     [
         ("--precision", "int5", "There is no precision 'int5'; did you mean 'int8'?"),
-        ("--precision", "q", "There is no precision 'q'; choose one of fp32, fp16, int8, int4."),
+        ("--precision", "q", "There is no precision 'q'; choose one of as-is, fp32, fp16, int8, int4."),
         ("--target", "genia", "There is no target 'genia'; did you mean 'genai'?"),
         ("--provider", "cdua", "There is no provider 'cdua'; did you mean 'cuda'?"),
         ("--activations", "in8", "There is no kind of activations 'in8'; did you mean 'int8'?"),

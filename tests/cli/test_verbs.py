@@ -65,7 +65,7 @@ def test_every_option_of_export_reaches_the_artifact(truecast_: Command, pristin
     assert document["peak_memory_bytes"] > 100e6
     assert 0 < document["seconds"] < 600
     assert (manifest.target, manifest.precision) == ("genai", "int8")
-    assert manifest.settings == {"block_size": 64, "activations": "float"}
+    assert manifest.settings == {"block_size": 64, "method": "rtn", "activations": "float"}
 
 
 def test_force_replaces_an_artifact(truecast_: Command, pristine: Path, artifact: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from truecast.dialects.ort.modules import ActivationLowering
+from truecast.dialects.modules import ActivationLowering
 
 SPELLINGS = {
     "gelu": nn.functional.gelu,

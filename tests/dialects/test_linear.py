@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from truecast.dialects.ort.modules import EmbeddingLowering, LinearLowering
+from truecast.dialects.modules import EmbeddingLowering, LinearLowering
 
 
 class Recorder:

@@ -27,15 +27,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Exports a case without proving it, once for each precision and target; no test may change the result."""
+    """Exports a case without proving it, once for each set of options; no test may change the result."""
     folder = tmp_path_factory.mktemp("proof")
 
-    def make(case: str, precision: str, target: str = "onnxruntime") -> Path:
-        source, out = folder / case, folder / f"{case}-{precision}-{target}"
+    def make(case: str, precision: str, target: str = "onnxruntime", method: str = "rtn") -> Path:
+        source, out = folder / case, folder / f"{case}-{precision}-{target}-{method}"
         if not source.exists():
             tiny_checkpoint(BY_NAME[case], source)
         if not out.exists():
-            truecast.export(source, out, precision=precision, target=target, verify=False)
+            truecast.export(source, out, precision=precision, target=target, method=method, verify=False)
         return out
 
     return make
@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def spoilable(made: Artifact, tmp_path: Path) -> Artifact:
     """A copy of an artifact, for this test alone."""
 
-    def copy(case: str, precision: str, target: str = "onnxruntime") -> Path:
-        return Path(shutil.copytree(made(case, precision, target), tmp_path / "artifact"))
+    def copy(case: str, precision: str, target: str = "onnxruntime", method: str = "rtn") -> Path:
+        return Path(shutil.copytree(made(case, precision, target, method), tmp_path / "artifact"))
 
     return copy

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -18,9 +21,10 @@ from tests.proof.planting import (
     reprove,
 )
 from truecast.checkpoint import open_checkpoint
-from truecast.proof.held import held_weights, load_graph
+from truecast.proof.held import HeldWeight, array_of, held_weights, load_graph
+from truecast.proof.reading import Quantization
 from truecast.proof.reference import Reference
-from truecast.proof.weights import value_check
+from truecast.proof.weights import _block_shares, value_check
 from truecast.weights.quantize import dequantize_rows, quantize_rows
 
 CASE = "gemma3_text"
@@ -48,34 +52,34 @@ def test_any_flipped_nibble_is_beyond_the_bound(made: Artifact) -> None:
     reference = Reference.build(open_checkpoint(manifest.source.path))
     weights = held_weights(load_graph(folder, "model.onnx"), manifest.weights, reference.sources)
     weight = weights[O_PROJ]
-    codes = np.array(weight.arrays[0])
+    model = load_graph(folder, "model.onnx")
+    codes, scales = (array_of(model, name) for name in weight.initializers)
     for position in np.random.default_rng(0).integers(0, codes.size, 40):
-        spoiled = codes.copy()
+        spoiled = np.array(codes)
         low = int(codes.reshape(-1)[position]) & 15
         spoiled.reshape(-1)[position] ^= low ^ (low + 1 if low < 15 else 14)
-        spoilt_weight = {O_PROJ: type(weight)(**{**vars(weight), "arrays": (spoiled, *weight.arrays[1:])})}
+        rows = dequantize_rows(spoiled, scales, 4, weight.shape[1])
+        spoilt_weight = {O_PROJ: replace(weight, read=rows_from(rows))}
         check, faults = value_check(reference, spoilt_weight)
         assert not check.passed and faults[0].parameter == O_PROJ
 
 
+def rows_from(array: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    return lambda start, stop: array[start:stop]
+
+
 def test_a_scale_too_large_does_not_excuse_itself() -> None:
     """All codes zero with a huge scale are within half of *that* scale's step; the bound is the checkpoint's."""
-    from truecast.proof.held import HeldWeight, Quantization
-    from truecast.proof.weights import _block_shares
-
     values = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
     held = np.zeros_like(values)
-    form = Quantization(4, 32, "scales")
-    weight = HeldWeight("w", ("c", "s"), (4, 64), False, form, (held, np.full((4, 2), 100, np.float32)))
+    form = Quantization(4, 32)
+    weight = HeldWeight("w", ("c", "s"), (4, 64), False, form, rows_from(held), np.dtype(np.float32))
     assert _block_shares(values, held, weight).max() > 1
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("kind", ["normal", "heavy tails", "both ends", "zeros", "one sign"])
 def test_rounding_to_nearest_always_stays_within_the_bound(bits: int, kind: str) -> None:
-    from truecast.proof.held import HeldWeight, Quantization
-    from truecast.proof.weights import _block_shares
-
     random = np.random.default_rng(3)
     values = random.standard_normal((50, 80)).astype(np.float32)
     if kind == "heavy tails":
@@ -88,7 +92,8 @@ def test_rounding_to_nearest_always_stays_within_the_bound(bits: int, kind: str)
         values = np.abs(values)
     codes, scales = quantize_rows(values, bits, 32)
     held = dequantize_rows(codes, scales, bits, 80)
-    weight = HeldWeight("w", ("c", "s"), values.shape, False, Quantization(bits, 32, "s"), (codes, scales))
+    form = Quantization(bits, 32)
+    weight = HeldWeight("w", ("c", "s"), values.shape, False, form, rows_from(held), np.dtype(np.float32))
     assert _block_shares(values, held, weight).max() <= 1
 
 

@@ -4,10 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from truecast.runtime import pages
-from truecast.runtime.pages import HUGE, anonymous, use_huge_pages, whole_pages
+from truecast.runtime.pages import HUGE, anonymous, release_leftovers, unchanged, use_huge_pages, whole_pages
 
 LINUX_6_1 = (6, 1)
 MAPS = """\
@@ -56,6 +57,41 @@ print(gathered, huge() - before, all((piece == index).all() for index, piece in 
 """A process of its own: in one that has run models before, the memory may be in huge pages already."""
 
 
+SMAPS = """\
+7f0001000000-7f0001800000 rw-p 00000000 fe:00 13                         /data/out/model.onnx.data
+Size:               8192 kB
+Rss:                8192 kB
+Private_Dirty:         8 kB
+Anonymous:             0 kB
+VmFlags: rd wr mr mw me ac
+7f0002000000-7f0002800000 rw-p 00000000 fe:00 13                         /data/out/model.onnx.data
+Private_Dirty:         4 kB
+Anonymous:             4 kB
+7f0003000000-7f0003800000 r--p 00000000 fe:00 14                         /data/other/model.onnx.data
+Private_Dirty:         8 kB
+Anonymous:             0 kB
+7f0004000000-7f0004800000 rw-p 00000000 00:00 0
+Private_Dirty:         8 kB
+Anonymous:             0 kB
+"""
+
+
+def test_only_files_of_the_folder_that_nobody_wrote_to_are_forgotten() -> None:
+    assert list(unchanged(SMAPS, Path("/data/out"))) == [(0x7F0001000000, 0x7F0001800000)]
+
+
+def test_forgotten_pages_come_back_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx.data"
+    np.arange(1 << 20, dtype=np.int64).tofile(path)
+    read = np.memmap(path, np.int64, "r")
+    written = np.memmap(path, np.int64, "c")
+    total = read.sum()
+    written[5] = 7
+    assert release_leftovers(tmp_path) == read.nbytes
+    assert read.sum() == total
+    assert written[5] == 7
+
+
 def kernel() -> tuple[int, ...]:
     release = Path("/proc/sys/kernel/osrelease")
     return tuple(int(part) for part in release.read_text().split("-")[0].split(".")[:2]) if release.is_file() else (0,)
@@ -73,6 +109,7 @@ def test_memory_is_gathered_and_keeps_its_content() -> None:
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert use_huge_pages() == 0
+    assert release_leftovers(Path("/")) == 0
 
 
 def test_a_system_without_maps_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

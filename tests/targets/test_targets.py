@@ -10,7 +10,7 @@ from truecast.targets import TARGETS, Padding, find_target
 
 
 def test_targets_are_found_by_their_names() -> None:
-    assert [find_target(name).name for name in TARGETS] == ["onnxruntime", "genai"]
+    assert [find_target(name).name for name in TARGETS] == ["onnxruntime", "genai", "portable"]
 
 
 def test_a_misspelt_target_names_the_nearest() -> None:

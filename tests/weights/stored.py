@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from truecast.checkpoint.encoding import Encoding, decode
 from truecast.checkpoint.model import Checkpoint, FileRange, StoredTensor
 from truecast.weights.binding import Binding
 from truecast.weights.packing import Packer
@@ -36,10 +37,23 @@ def stored(name: str, array: np.ndarray, location: FileRange | None = None) -> S
     )
 
 
-def sources(arrays: Mapping[str, np.ndarray], tied: Mapping[str, str] | None = None) -> Sources:
+def encoded(name: str, encoding: Encoding, shape: tuple[int, int]) -> StoredTensor:
+    """A quantized tensor, read by decoding it."""
+    return StoredTensor(
+        name=name,
+        shape=shape,
+        dtype=np.dtype(np.float32),
+        stored_as="test",
+        location=FileRange(FILE, 0, 1),
+        reader=lambda start, stop: decode(encoding, shape[1], start, stop),
+        encoding=encoding,
+    )
+
+
+def sources(arrays: Mapping[str, np.ndarray | StoredTensor], tied: Mapping[str, str] | None = None) -> Sources:
     """Sources whose parameters are exactly the tensors of a checkpoint, and tied ones."""
-    tensors = {name: stored(name, array) for name, array in arrays.items()}
-    parameters = {name: array.shape for name, array in arrays.items()}
+    tensors = {name: a if isinstance(a, StoredTensor) else stored(name, a) for name, a in arrays.items()}
+    parameters = {name: tensor.shape for name, tensor in tensors.items()}
     parameters |= {name: parameters[target] for name, target in (tied or {}).items()}
     return Sources(Checkpoint(Path("folder"), "safetensors", {}, tensors), parameters, tied or {}, lambda name: name)
 
@@ -52,11 +66,17 @@ def whole(binding: Binding) -> list[np.ndarray]:
     ]
 
 
-def run_packed(packer: Packer, folder: Path, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def run_packed(
+    packer: Packer, folder: Path, feeds: Mapping[str, np.ndarray], optimized: bool = True
+) -> list[np.ndarray]:
     """Writes the packed weights and runs the graph in ONNX Runtime."""
     write_weights(folder / "model.onnx.data", packer.bindings)
     attach(packer.model, packer.bindings, packer.aliases, "model.onnx.data", folder)
     ir.save(packer.model, folder / "model.onnx")
-    session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     results: list[np.ndarray] = session.run(None, dict(feeds))
     return results

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from tests.weights.stored import random, stored, whole
 from truecast.weights.binding import Binding, Operand, array_binding, stacked
-from truecast.weights.packing import Precision, block_binding, dense_binding
+from truecast.weights.floats import dense_binding
+from truecast.weights.forms import quantized
+from truecast.weights.precision import Precision
 
 WIDTH = 40
 INT4 = Precision("int4", ir.DataType.FLOAT, 4, 16)
 
 
 def blocks(rows: int, seed: int) -> Binding:
-    return block_binding(f"w{seed}", stored(f"w{seed}", random(rows, WIDTH, seed=seed)), INT4, transposed=False)
+    return quantized(f"w{seed}", stored(f"w{seed}", random(rows, WIDTH, seed=seed)), INT4, transposed=False).binding
 
 
 @settings(max_examples=40, deadline=None)

@@ -22,7 +22,9 @@ os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # chunks under way
 from pathlib import Path
 import onnx_ir as ir
 from truecast.checkpoint import open_checkpoint
-from truecast.weights.packing import Precision, block_binding, dense_binding
+from truecast.weights.floats import dense_binding
+from truecast.weights.forms import quantized
+from truecast.weights.precision import Precision
 from truecast.weights.writer import write_weights
 
 def peak():
@@ -32,7 +34,7 @@ def peak():
 folder, form = Path(sys.argv[1]), sys.argv[2]
 tensor = open_checkpoint(folder).tensors["w"]
 forms = {
-    "int4": lambda: block_binding("w", tensor, Precision("int4", ir.DataType.FLOAT, 4, 32), transposed=False),
+    "int4": lambda: quantized("w", tensor, Precision("int4", ir.DataType.FLOAT, 4, 32), transposed=False).binding,
     "fp32": lambda: dense_binding("w", tensor, ir.DataType.FLOAT),
 }
 before = peak()

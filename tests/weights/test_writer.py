@@ -18,7 +18,9 @@ from truecast.checkpoint.model import FileRange
 from truecast.errors import InputError
 from truecast.weights import writer
 from truecast.weights.binding import Alias, Binding
-from truecast.weights.packing import Precision, block_binding, dense_binding
+from truecast.weights.floats import dense_binding
+from truecast.weights.forms import quantized
+from truecast.weights.precision import Precision
 from truecast.weights.writer import attach, attach_links, layout, link_weights, require_space, write_weights
 
 INT4 = Precision("int4", ir.DataType.FLOAT, 4, 32)
@@ -28,7 +30,7 @@ LARGE = (1 << 20) // (4 * 64)
 
 def bindings() -> list[Binding]:
     return [
-        block_binding("a", stored("a", random(33, 80)), INT4, transposed=False),
+        quantized("a", stored("a", random(33, 80)), INT4, transposed=False).binding,
         dense_binding("b", stored("b", random(7)), ir.DataType.FLOAT),
         dense_binding("c", stored("c", random(LARGE, 64)), ir.DataType.FLOAT),
         dense_binding("d", stored("d", random(5, 9)), ir.DataType.FLOAT16, transpose=True),
@@ -145,7 +147,7 @@ def test_initializers_refer_to_their_place(tmp_path: Path) -> None:
         for binding in made
         for operand in binding.operands
     ]
-    alias = Alias("rows", "a.codes", (33, 48))
+    alias = Alias("rows", "a.codes", ir.DataType.UINT8, (33, 48))
     values.append(ir.Value(name="rows", shape=ir.Shape((33, 48)), type=ir.TensorType(ir.DataType.UINT8)))
     model = ir.Model(ir.Graph([], [], nodes=[], initializers=values, name="g"), ir_version=10)
     attach(model, made, [alias], "data", tmp_path)

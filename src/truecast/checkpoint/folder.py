@@ -1,6 +1,6 @@
 """A Hugging Face folder: config.json, the tensors, and the files that go along.
 
-Data flow: folder → config.json → safetensors headers → `Checkpoint`.
+Data flow: folder → config.json → safetensors headers → quantized modules resolved → `Checkpoint`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.pickles import PICKLE_SUFFIXES, refuse_pickle
-from truecast.checkpoint.safetensors_format import INDEX_NAME, SINGLE_NAME, read_folder_tensors
+from truecast.checkpoint.safetensors_format import INDEX_NAME, SINGLE_NAME, read_folder_tensors, read_metadata
+from truecast.checkpoint.schemes import resolve
 from truecast.errors import InputError
 
 CONFIG_NAME = "config.json"
@@ -46,7 +47,18 @@ def open_folder(folder: Path) -> Checkpoint:
     tensors = read_folder_tensors(folder)
     if tensors is None:
         raise _no_tensors(folder)
-    return Checkpoint(folder, "safetensors", config, tensors, _side_files(folder))
+    resolved = resolve(folder, config, tensors, read_metadata(folder))
+    return Checkpoint(
+        folder,
+        "safetensors",
+        config,
+        resolved.tensors,
+        _side_files(folder),
+        quantization=resolved.quantization,
+        ignored=resolved.ignored,
+        notices=resolved.notices,
+        cache_scales=resolved.cache_scales,
+    )
 
 
 def read_config(path: Path) -> Mapping[str, Any]:

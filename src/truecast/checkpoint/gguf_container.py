@@ -16,7 +16,7 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ class StringArray:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of the file: `shape` slowest dimension first, `offset` and `nbytes` in bytes within the file."""
+    """One tensor of the file: `shape` slowest dimension first, `offset` and `nbytes` in bytes within `path`."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
@@ -83,7 +84,8 @@ class TensorEntry:
 class Container:
     """A GGUF file, read but not decoded.
 
-    `metadata` values are bool, int, float, str, numeric NumPy arrays or `StringArray`.
+    `metadata` values are bool, int, float, str, numeric NumPy arrays or `StringArray`. Of a model in several files,
+    `path` is the one that holds the metadata; each tensor knows its own.
     """
 
     path: Path
@@ -200,7 +202,8 @@ def _take_entry(cursor: _Cursor) -> TensorEntry:
         raise InputError(
             f"{cursor.path}: tensor {name} has the ggml type {kind}, which is not known; quantize it to another type."
         ) from error
-    return TensorEntry(name, shape, quantization, offset, _stored_bytes(cursor.path, name, shape, quantization))
+    nbytes = _stored_bytes(cursor.path, name, shape, quantization)
+    return TensorEntry(cursor.path, name, shape, quantization, offset, nbytes)
 
 
 def _stored_bytes(path: Path, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
@@ -215,7 +218,7 @@ def _place(path: Path, entry: TensorEntry, data_start: int, size: int) -> Tensor
     begin = data_start + entry.offset
     if begin + entry.nbytes > size:
         raise _corrupt(path, f"tensor {entry.name} ends at byte {begin + entry.nbytes}, but the file has {size}")
-    return TensorEntry(entry.name, entry.shape, entry.kind, begin, entry.nbytes)
+    return replace(entry, offset=begin)
 
 
 def _mapped(path: Path) -> mmap.mmap:

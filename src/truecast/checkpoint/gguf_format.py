@@ -1,6 +1,7 @@
 """A GGUF file as a `Checkpoint`: transformers names, decoded rows, config.json and tokenizer files from metadata.
 
-Data flow: container → names and rewrites → one reader per tensor (map rows of blocks → decode → undo the rewrite).
+Data flow: container → names and rewrites → per tensor a reader of its values (map rows of blocks → decode → undo the
+rewrite) and, for a matrix of blocks, its encoding (map rows of blocks → undo the rewrite → shuffle codes and scales).
 
 A row of a tensor is a whole number of blocks, so any run of rows decodes on its own.
 """
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,16 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from truecast.checkpoint.gguf_config import FAMILIES, hugging_face_config
-from truecast.checkpoint.gguf_container import Container, TensorEntry, read_container
+from truecast.checkpoint.encoding import Encoding
+from truecast.checkpoint.gguf_config import hugging_face_config
+from truecast.checkpoint.gguf_container import Container, TensorEntry
+from truecast.checkpoint.gguf_encodings import encoding_of
 from truecast.checkpoint.gguf_facts import Facts
-from truecast.checkpoint.gguf_names import NAMINGS, target_of
-from truecast.checkpoint.gguf_rewrites import Rewrite, row_group, undo
+from truecast.checkpoint.gguf_families import FAMILIES
+from truecast.checkpoint.gguf_names import NAMINGS, naming_of, target_of
+from truecast.checkpoint.gguf_parts import read_whole
+from truecast.checkpoint.gguf_pieces import number_tensors, pieces
+from truecast.checkpoint.gguf_rewrites import Rewrite, keeps_blocks, row_unit, undo
 from truecast.checkpoint.gguf_tokenizer import tokenizer_files
 from truecast.checkpoint.mapping import map_array
 from truecast.checkpoint.model import Array, Checkpoint, FileRange, Reader, StoredTensor
@@ -38,26 +45,44 @@ DECODED_DTYPE = np.dtype(np.float32)
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """Open the GGUF file at `path`.
+    """Open the GGUF file at `path`, with its other parts where it is one of several.
 
     Raises:
-        InputError: truncated, corrupt, one part of a split file, or of an unknown architecture.
+        InputError: truncated, corrupt, without one of its parts, or of an unknown architecture.
     """
-    container = read_container(path)
+    container = read_whole(path)
     facts = _facts(container)
     config = hugging_face_config(facts)
     side_files: dict[str, Callable[[], bytes]] = {
         "config.json": lambda: (json.dumps(config, indent=2) + "\n").encode(),
         **tokenizer_files(container, facts.size("context_length")),
     }
-    return Checkpoint(path, "gguf", config, _tensors(facts), side_files)
+    tensors = _tensors(facts)
+    quantized = any(tensor.encoding is not None for tensor in tensors.values())
+    return Checkpoint(
+        path,
+        "gguf",
+        config,
+        tensors,
+        side_files,
+        quantization="GGUF" if quantized else None,
+        notices=_notices(tensors.values()),
+    )
+
+
+def _notices(tensors: Collection[StoredTensor]) -> tuple[str, ...]:
+    """What the user should know: matrices whose blocks no encoding holds are larger as floats."""
+    plain = {kind.name for kind in PLAIN_DTYPES}
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1 and tensor.stored_as not in plain]
+    counts = Counter(tensor.stored_as for tensor in matrices if tensor.encoding is None)
+    return tuple(
+        f"{count} matrices stored as {kind} are read as float32: no integer codes give the values that the model needs."
+        for kind, count in sorted(counts.items())
+    )
 
 
 def _facts(container: Container) -> Facts:
     path, metadata = container.path, container.metadata
-    parts = metadata.get("split.count", 1)
-    if parts != 1 and parts != 0:
-        raise InputError(f"{path} is one of {parts} parts; join them first with: llama-gguf-split --merge")
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise InputError(
@@ -70,7 +95,7 @@ def _facts(container: Container) -> Facts:
 
     def read_tensor(name: str) -> Array:
         entry = container.tensors[name]
-        return _block_reader(path, entry)(0, _rows(entry))
+        return _decoder(entry, _raw_reader(entry))(0, _rows(entry))
 
     return Facts(container, architecture, read_tensor)
 
@@ -78,8 +103,14 @@ def _facts(container: Container) -> Facts:
 def _tensors(facts: Facts) -> dict[str, StoredTensor]:
     container = facts.container
     _check_decodable(container)
-    tensors = (_stored_tensor(facts, entry) for entry in container.tensors.values())
-    return {tensor.name: tensor for tensor in tensors if tensor is not None}
+    naming = naming_of(facts.architecture, container.tensors)
+    tensors: dict[str, StoredTensor] = {}
+    for entry in container.tensors.values():
+        target = target_of(container.path, naming, entry.name)
+        if target is not None:
+            held = pieces(facts, target, entry)
+            tensors |= {name: _stored_tensor(facts, name, piece, target.rewrite) for name, piece in held}
+    return tensors | {tensor.name: tensor for tensor in number_tensors(facts, naming)}
 
 
 def _check_decodable(container: Container) -> None:
@@ -93,64 +124,77 @@ def _check_decodable(container: Container) -> None:
             ) from error
 
 
-def _stored_tensor(facts: Facts, entry: TensorEntry) -> StoredTensor | None:
-    path = facts.container.path
-    target = target_of(path, facts.architecture, entry.name)
-    if target is None:
-        return None
-    heads = facts.kv_heads if ".attn_k." in entry.name else facts.heads
-    rows, rewrite = _rows(entry), target.rewrite
-    if rows % (heads * row_group(rewrite)) and row_group(rewrite) > 1:
-        raise InputError(f"{path}: the {rows} rows of {entry.name} do not fit {heads} heads; convert the model again.")
-    shape = entry.shape[::-1] if rewrite is Rewrite.TRANSPOSED else entry.shape
-    dtype = DECODED_DTYPE if rewrite is Rewrite.PLUS_ONE else PLAIN_DTYPES.get(entry.kind, DECODED_DTYPE)
-    reader = undo(rewrite, _block_reader(path, entry), rows, heads)
+def _stored_tensor(facts: Facts, name: str, entry: TensorEntry, rewrite: Rewrite) -> StoredTensor:
+    kv_heads = facts.kv_heads
+    heads = kv_heads if ".attn_k." in entry.name else facts.heads
+    rows = _rows(entry)
+    unit = row_unit(rewrite, heads, kv_heads)
+    if rows % unit or (unit > 1 and heads % kv_heads):
+        raise InputError(
+            f"{entry.path}: the {rows} rows of {entry.name} do not fit {heads} and {kv_heads} heads; "
+            "convert the model again."
+        )
+    # The one group of a model with one key head is already [q, k, v].
+    rewrite = Rewrite.NONE if rewrite is Rewrite.FUSED_HEADS and kv_heads == 1 else rewrite
+    plain = PLAIN_DTYPES.get(entry.kind)
+    reader, encoding = _readers(entry, rewrite, heads, kv_heads)
     return StoredTensor(
-        name=target.name,
-        shape=shape,
-        dtype=dtype,
+        name=name,
+        shape=entry.shape[::-1] if rewrite is Rewrite.TRANSPOSED else entry.shape,
+        dtype=DECODED_DTYPE if plain is None or rewrite is Rewrite.PLUS_ONE else plain,
         stored_as=entry.kind.name,
-        location=FileRange(path, entry.offset, entry.nbytes),
+        location=FileRange(entry.path, entry.offset, entry.nbytes),
         reader=reader,
-        verbatim=rewrite is Rewrite.NONE and entry.kind in PLAIN_DTYPES,
+        verbatim=rewrite is Rewrite.NONE and plain is not None,
+        encoding=encoding,
     )
+
+
+def _readers(entry: TensorEntry, rewrite: Rewrite, heads: int, kv_heads: int) -> tuple[Reader, Encoding | None]:
+    """How to read the values, and the encoding where there is one; whole rows are moved before they are decoded."""
+    raw, rows = _raw_reader(entry), _rows(entry)
+    if len(entry.shape) < 2 or not keeps_blocks(rewrite):
+        return undo(rewrite, _decoder(entry, raw), rows, heads, kv_heads), None
+    moved = undo(rewrite, raw, rows, heads, kv_heads)
+    return _decoder(entry, moved), encoding_of(entry.kind, entry.shape[1], moved) if len(entry.shape) == 2 else None
 
 
 def _rows(entry: TensorEntry) -> int:
     return entry.shape[0] if entry.shape else 1
 
 
-def _block_reader(path: Path, entry: TensorEntry) -> Reader:
-    """Reads rows as the file has them; a tensor of one dimension is one row of blocks, cut after decoding."""
+def _raw_reader(entry: TensorEntry) -> Reader:
+    """Reads rows as they are stored: of their own dtype, or the bytes of their blocks."""
     plain = PLAIN_DTYPES.get(entry.kind)
-    if plain is not None:
-        return _plain_reader(path, entry, plain)
-    block, block_bytes = (int(size) for size in GGML_QUANT_SIZES[entry.kind])
-    *outer, width = entry.shape
-    stored = (*outer, width // block * block_bytes)
-    row_bytes = math.prod(stored[1:])
-
-    def read(start: int, stop: int) -> Array:
-        if len(stored) == 1:
-            whole = dequantize(map_array(path, entry.offset, np.dtype(np.uint8), stored), entry.kind)
-            return np.asarray(whole[start:stop])
-        raw = map_array(path, entry.offset + start * row_bytes, np.dtype(np.uint8), (stop - start, *stored[1:]))
-        return _decode(raw, entry)
-
-    return read
-
-
-def _decode(raw: Array, entry: TensorEntry) -> Array:
-    if raw.shape[0] == 0:
-        return np.empty((0, *entry.shape[1:]), DECODED_DTYPE)
-    return np.asarray(dequantize(raw, entry.kind))
-
-
-def _plain_reader(path: Path, entry: TensorEntry, dtype: np.dtype[Any]) -> Reader:
-    row_shape = entry.shape[1:]
+    dtype = np.dtype(np.uint8) if plain is None else plain
+    *outer, width = entry.shape or (1,)
+    if plain is None:
+        block, block_bytes = (int(size) for size in GGML_QUANT_SIZES[entry.kind])
+        width = width // block * block_bytes
+    row_shape = (*outer, width)[1:]
     row_bytes = math.prod(row_shape) * dtype.itemsize
 
     def read(start: int, stop: int) -> Array:
-        return map_array(path, entry.offset + start * row_bytes, dtype, (stop - start, *row_shape))
+        return map_array(entry.path, entry.offset + start * row_bytes, dtype, (stop - start, *row_shape))
 
     return read
+
+
+def _decoder(entry: TensorEntry, raw: Reader) -> Reader:
+    """Reads the values, as the gguf package decodes them."""
+    if entry.kind in PLAIN_DTYPES:
+        return raw
+
+    def read(start: int, stop: int) -> Array:
+        if len(entry.shape) == 1:
+            # One row of blocks, cut after decoding.
+            return _values(raw(0, entry.nbytes), entry)[start:stop]
+        return _values(raw(start, stop), entry)
+
+    return read
+
+
+def _values(raw: Array, entry: TensorEntry) -> Array:
+    if raw.shape[0] == 0:
+        return np.empty((0, *entry.shape[1:]), DECODED_DTYPE)
+    return np.asarray(dequantize(raw, entry.kind))

@@ -22,22 +22,28 @@ class Rewrite(StrEnum):
     """Within each head, rows of the two rotary halves were interleaved: row 2p + s holds row s·dim/2 + p."""
     TRANSPOSED = "transposed"
     FUSED_HEADS = "fused heads"
-    """Rows ordered [head, q|k|v, dim] were regrouped as [q|k|v, head, dim]."""
+    """The rows of each key/value head, [its query heads, k, v], were regrouped as [all q, all k, all v]."""
 
 
-def row_group(rewrite: Rewrite) -> int:
-    """The number that the rows of one head must be a multiple of."""
-    return {Rewrite.HEAD_ROWS: 2, Rewrite.FUSED_HEADS: 3}.get(rewrite, 1)
+def row_unit(rewrite: Rewrite, heads: int, kv_heads: int) -> int:
+    """The number that the rows of a tensor must be a multiple of."""
+    return {Rewrite.HEAD_ROWS: 2 * heads, Rewrite.FUSED_HEADS: heads + 2 * kv_heads}.get(rewrite, 1)
 
 
-def undo(rewrite: Rewrite, reader: Reader, rows: int, heads: int) -> Reader:
-    """A reader of the values before the `rewrite`.
+def keeps_blocks(rewrite: Rewrite) -> bool:
+    """Whether undoing moves whole rows only, so that quantized rows stay as they are stored."""
+    return rewrite in {Rewrite.NONE, Rewrite.HEAD_ROWS, Rewrite.FUSED_HEADS}
+
+
+def undo(rewrite: Rewrite, reader: Reader, rows: int, heads: int, kv_heads: int) -> Reader:
+    """A reader of the values (or, for rewrites of rows, of raw blocks) before the `rewrite`.
 
     Args:
         rewrite: what was done.
         reader: reads the tensor as the file has it.
-        rows: its first dimension in the file.
-        heads: the heads its rows belong to; a divisor of `rows` where the rewrite is one of rows.
+        rows: its first dimension in the file, a multiple of `row_unit`.
+        heads: the heads its rows belong to; of a fused tensor, the query heads.
+        kv_heads: of a fused tensor, the key heads, a divisor of `heads`.
     """
     if rewrite is Rewrite.PLUS_ONE:
         return _minus_one(reader)
@@ -46,8 +52,16 @@ def undo(rewrite: Rewrite, reader: Reader, rows: int, heads: int) -> Reader:
     if rewrite is Rewrite.HEAD_ROWS:
         return _reordered(reader, np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).ravel())
     if rewrite is Rewrite.FUSED_HEADS:
-        return _reordered(reader, np.arange(rows).reshape(3, heads, -1).swapaxes(0, 1).ravel())
+        return _reordered(reader, _fused_order(rows, heads, kv_heads))
     return reader
+
+
+def _fused_order(rows: int, heads: int, kv_heads: int) -> Array:
+    """For each row of [kv head, (its queries, k, v)] the row of [all q, all k, all v]."""
+    dim = rows // (heads + 2 * kv_heads)
+    bounds = [heads * dim, (heads + kv_heads) * dim]
+    per_head = [part.reshape(kv_heads, -1) for part in np.split(np.arange(rows), bounds)]
+    return np.concatenate(per_head, axis=1).ravel()
 
 
 def _minus_one(reader: Reader) -> Reader:

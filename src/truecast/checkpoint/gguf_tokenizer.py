@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
 from truecast.checkpoint.gguf_container import Container, StringArray
 from truecast.checkpoint.gguf_splitting import SPLITTINGS, Splitting
 from truecast.errors import InputError
@@ -219,17 +221,17 @@ def merges_from_scores(pieces: list[str], types: list[int], scores: list[float])
     SentencePiece merges the neighbours whose joined piece scores best; so every way to cut a piece into two pieces is
     a merge, ranked by the piece. User-defined pieces are matched before any merging, so theirs come first, in order.
     """
-    cuttable = {TokenType.NORMAL: 1, TokenType.USER_DEFINED: 0}
-    ranked = sorted(
-        (index for index, kind in enumerate(types) if kind in cuttable and len(pieces[index]) > 1),
-        key=lambda index: (rank := cuttable[TokenType(types[index])], -scores[index] if rank else 0.0, index),
-    )
-    known = {pieces[index] for index, kind in enumerate(types) if kind in cuttable and " " not in pieces[index]}
+    kinds, ranks = np.asarray(types), np.asarray(scores, np.float64)
+    cuttable = np.flatnonzero(np.isin(kinds, (TokenType.NORMAL, TokenType.USER_DEFINED)))
+    normal = kinds[cuttable] == TokenType.NORMAL
+    # Stable, so that pieces of the same rank stay in the order of the vocabulary.
+    ranked = cuttable[np.lexsort((np.where(normal, -ranks[cuttable], 0.0), normal))].tolist()
+    known = {pieces[index] for index in ranked if " " not in pieces[index]}
     return [
-        f"{piece[:cut]} {piece[cut:]}"
+        f"{left} {right}"
         for piece in (pieces[index] for index in ranked)
         for cut in range(len(piece) - 1, 0, -1)
-        if piece[:cut] in known and piece[cut:] in known
+        if (left := piece[:cut]) in known and (right := piece[cut:]) in known
     ]
 
 
@@ -262,18 +264,14 @@ def _splitting(vocabulary: Vocabulary) -> Splitting:
 
 
 def _pre_tokenizer(splitting: Splitting, level: dict[str, Any]) -> dict[str, Any]:
-    bytes_only = {**level, "use_regex": splitting.pattern is None}
-    if splitting.pattern is not None:
-        split = {
-            "type": "Split",
-            "pattern": {"Regex": splitting.pattern},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        return {"type": "Sequence", "pretokenizers": [split, bytes_only]}
+    before: list[dict[str, Any]] = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in splitting.patterns
+    ]
     if splitting.digits:
-        return {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, bytes_only]}
-    return bytes_only
+        before.append({"type": "Digits", "individual_digits": True})
+    bytes_only = {**level, "use_regex": not splitting.patterns}
+    return {"type": "Sequence", "pretokenizers": [*before, bytes_only]} if before else bytes_only
 
 
 _MAKERS: Mapping[str, Callable[[Vocabulary], dict[str, Any]]] = {"llama": _sentencepiece, "gpt2": _byte_level}
@@ -291,9 +289,19 @@ def tokenizer_config(vocabulary: Vocabulary, context_length: int | None) -> byte
         "add_eos_token": vocabulary.adds_eos,
         "clean_up_tokenization_spaces": False,
         "model_max_length": context_length or NO_CONTEXT_LIMIT,
-        "chat_template": metadata.get("tokenizer.chat_template"),
+        "chat_template": _chat_templates(metadata),
     }
     return _document({key: value for key, value in config.items() if value is not None})
+
+
+def _chat_templates(metadata: Mapping[str, Any]) -> Any:
+    """The template, or a list where a file has more of them, each with its name; None when it has none."""
+    default, names = metadata.get("tokenizer.chat_template"), metadata.get("tokenizer.chat_templates")
+    if not isinstance(names, StringArray):
+        return default
+    named = {name: metadata.get(f"tokenizer.chat_template.{name}") for name in names.decode()}
+    listed = {"default": default, **named}
+    return [{"name": name, "template": text} for name, text in listed.items() if isinstance(text, str)]
 
 
 def generation_config(container: Container) -> bytes:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from truecast.checkpoint.encoding import Encoding
 
 Array = NDArray[Any]
 
@@ -42,6 +45,9 @@ class StoredTensor:
     the float8 types come from `ml_dtypes`). `stored_as` names the storage in the format's own words: `F32`, `BF16`,
     `Q4_K`, … A scalar has the shape () and one row. `verbatim` says that the bytes at `location` are the decoded values
     as they are, so that another file may refer to them.
+
+    `encoding` says how a quantized matrix is stored, None for floats. `parts` are the tensors of the file that make up
+    this one, where a library stores codes, scales and zero points apart; `location` is then that of the codes.
     """
 
     name: str
@@ -51,6 +57,8 @@ class StoredTensor:
     location: FileRange
     reader: Reader = field(repr=False, compare=False)
     verbatim: bool = False
+    encoding: Encoding | None = field(default=None, repr=False, compare=False)
+    parts: tuple[StoredTensor, ...] = field(default=(), repr=False)
 
     @property
     def size(self) -> int:
@@ -59,8 +67,8 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk."""
-        return self.location.length
+        """Bytes on disk, all parts together."""
+        return sum(part.nbytes for part in self.parts) or self.location.length
 
     def rows(self, start: int = 0, stop: int | None = None) -> Array:
         """Rows [start, stop) along the first dimension, clipped as a slice is; a view of the file where possible."""
@@ -79,7 +87,10 @@ class Checkpoint:
 
     `config` is the content of config.json (for GGUF: derived from the metadata). `tensors` use the parameter names of
     the transformers model. `side_files` maps a file name (tokenizer.json, generation_config.json, …) to a function
-    that returns its bytes, so nothing is made before it is asked for.
+    that returns its bytes, so nothing is made before it is asked for. `quantization` names the library that quantized
+    the weights, None for floats. `ignored` maps tensors of the files that no weight needs to the reason, and `notices`
+    are sentences that the user should read. `cache_scales` are those of the ignored tensors that scale a quantized
+    key/value cache, by their names.
     """
 
     path: Path
@@ -87,8 +98,13 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     side_files: Mapping[str, Callable[[], bytes]] = field(default_factory=dict, repr=False)
+    quantization: str | None = None
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+    cache_scales: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold the tensors, sorted."""
-        return tuple(sorted({tensor.location.path for tensor in self.tensors.values()}))
+        stored = [part for tensor in self.tensors.values() for part in (tensor.parts or (tensor,))]
+        return tuple(sorted({part.location.path for part in stored}))

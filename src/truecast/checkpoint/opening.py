@@ -5,6 +5,7 @@ Data flow: path → kind of path (GGUF file, Hugging Face folder, something refu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from truecast.checkpoint.folder import open_folder
@@ -16,7 +17,7 @@ GGUF_MAGIC = b"GGUF"
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open the checkpoint at `path`: a Hugging Face folder, a GGUF file, or a folder that holds one GGUF file.
+    """Open the checkpoint at `path`: a Hugging Face folder, a GGUF file, or a folder that holds one GGUF model.
 
     Reads headers and metadata only; tensors are read when asked for.
 
@@ -28,22 +29,6 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         return _open(path)
     except PermissionError as error:
         raise InputError(f"{error.filename or path} may not be read by this user; change its permissions.") from error
-
-
-def require_float(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose weights were quantized by a library (config.json names a `quantization_config`).
-
-    Raises:
-        InputError: the checkpoint is quantized.
-    """
-    quantization = checkpoint.config.get("quantization_config")
-    if quantization is None:
-        return
-    method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-    raise InputError(
-        f"{checkpoint.path} is already quantized (quant_method {method}), which this version does not convert yet; "
-        "give the float checkpoint it was made from."
-    )
 
 
 def _open(path: Path) -> Checkpoint:
@@ -70,10 +55,17 @@ def _open_directory(folder: Path) -> Checkpoint:
     files = sorted(folder.glob("*.gguf"))
     if not files or any(folder.glob("*.safetensors")):
         return open_folder(folder)
-    if len(files) > 1:
+    if len(files) > 1 and not _parts_of_one(files):
         names = ", ".join(file.name for file in files)
         raise InputError(f"{folder} holds several GGUF files ({names}); give the path of one of them.")
     return _open_gguf(files[0])
+
+
+def _parts_of_one(files: Sequence[Path]) -> bool:
+    # Not at the top, as in `_open_gguf`.
+    from truecast.checkpoint.gguf_parts import are_parts_of_one
+
+    return are_parts_of_one(files)
 
 
 def _open_gguf(path: Path) -> Checkpoint:

@@ -26,6 +26,8 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
+METADATA_KEY = "__metadata__"
+"""The one entry of a header that is no tensor: texts by name."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -71,6 +73,27 @@ def read_folder_tensors(folder: Path) -> dict[str, StoredTensor] | None:
     return None
 
 
+def read_metadata(folder: Path) -> dict[str, str]:
+    """The texts in the headers of the folder's safetensors files, all shards together; the last shard wins.
+
+    Raises:
+        InputError: a header cannot be read, or its metadata are not texts.
+    """
+    if (folder / SINGLE_NAME).is_file():
+        return _file_metadata(folder / SINGLE_NAME)
+    if not (folder / INDEX_NAME).is_file():
+        return {}
+    shards = _present_shards(folder / INDEX_NAME, _read_weight_map(folder / INDEX_NAME))
+    return {key: text for shard in shards for key, text in _file_metadata(folder / shard).items()}
+
+
+def _file_metadata(path: Path) -> dict[str, str]:
+    metadata = _read_header(path)[0].get(METADATA_KEY) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise _corrupt(path, f"the header's {METADATA_KEY} do not map names to texts")
+    return metadata
+
+
 def read_file(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file by name, in the order of their bytes.
 
@@ -78,6 +101,7 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
         InputError: the header or the byte ranges break the format's rules, or the file is truncated.
     """
     header, data_start = _read_header(path)
+    header.pop(METADATA_KEY, None)
     entries = sorted((_parse_entry(path, *item) for item in header.items()), key=lambda entry: (entry.begin, entry.end))
     _check_layout(path, entries, path.stat().st_size - data_start)
     return {entry.name: _stored_tensor(path, data_start, entry) for entry in entries}
@@ -85,12 +109,7 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
 
 def _read_shards(index_path: Path) -> dict[str, StoredTensor]:
     weight_map = _read_weight_map(index_path)
-    missing = sorted({name for name in weight_map.values() if not (index_path.parent / name).is_file()})
-    if missing:
-        raise InputError(
-            f"{index_path} names the shard {missing[0]}, which is not in {index_path.parent}; download it again."
-        )
-    shards = {name: read_file(index_path.parent / name) for name in sorted(set(weight_map.values()))}
+    shards = {name: read_file(index_path.parent / name) for name in _present_shards(index_path, weight_map)}
     absent = next((name for name, shard in weight_map.items() if name not in shards[shard]), None)
     if absent is not None:
         raise InputError(
@@ -98,6 +117,16 @@ def _read_shards(index_path: Path) -> dict[str, StoredTensor]:
             "download the index and that shard again."
         )
     return {name: shards[shard][name] for name, shard in weight_map.items()}
+
+
+def _present_shards(index_path: Path, weight_map: Mapping[str, str]) -> list[str]:
+    shards = sorted(set(weight_map.values()))
+    missing = next((name for name in shards if not (index_path.parent / name).is_file()), None)
+    if missing is not None:
+        raise InputError(
+            f"{index_path} names the shard {missing}, which is not in {index_path.parent}; download it again."
+        )
+    return shards
 
 
 def _read_weight_map(index_path: Path) -> dict[str, str]:
@@ -128,7 +157,6 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         raise _corrupt(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _corrupt(path, "its header is not a JSON object")
-    header.pop("__metadata__", None)
     return header, LENGTH_BYTES + length
 
 

@@ -48,6 +48,11 @@ def export(
     provider: given.Provider = "cpu",
     block_size: given.BlockSize = 32,
     activations: given.Activations = "int8",
+    opset: given.Opset = None,
+    method: given.Method = "rtn",
+    keep: given.Keep = None,
+    calibration: given.Calibration = None,
+    kv_cache: given.KvCache = "float",
     no_verify: given.NoVerify = False,
     force: given.Force = False,
     link_weights: given.LinkWeights = False,
@@ -73,6 +78,11 @@ def export(
             provider=provider,
             block_size=block_size,
             activations=activations,
+            opset=opset,
+            method=method,
+            keep=keep or (),
+            calibration=calibration,
+            kv_cache=kv_cache,
             link_weights=link_weights,
             verify=not no_verify,
             force=force,
@@ -96,6 +106,27 @@ def verify(out: given.ArtifactFolder, against: given.Against = None, as_json: gi
     with Meter() as meter, stages(f"Proving {out}") as progress:
         certificate = api.open(out).verify(against, progress)
     return show.verified(out, certificate, meter, as_json)
+
+
+@app.command()
+def diagnose(
+    model: given.ModelPath,
+    provider: given.AnyProvider = "cpu",
+    run: given.RunIt = False,
+    fix: given.FixIt = False,
+    session: given.SessionKeys = None,
+    as_json: given.AsJson = False,
+) -> int:
+    """Finds what goes wrong in silence with an ONNX file, whoever made it.
+
+    Needs neither its provider nor its weights; the exit status is 1 when there is an error among the findings.
+    """
+    from truecast import api
+    from truecast.cli import show
+
+    keys = dict(entry.split("=", 1) for entry in session or ())
+    diagnosis = api.diagnose(model, provider, run, keys)
+    return show.diagnosed(diagnosis, api.repair(model) if fix else None, as_json)
 
 
 @app.command()

@@ -40,8 +40,32 @@ def _provider(value: str) -> str:
     return find_provider(value).name
 
 
+def _any_provider(value: str) -> str:
+    from truecast.runtime.providers import PROVIDERS
+
+    return require_known("provider", value.lower(), PROVIDERS)
+
+
+def _session(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        if "=" not in value:
+            raise InputError(f"--session {value} has no value; write KEY=VALUE, as session.x64quantprecision=1.")
+    return values
+
+
 def _activations(value: str) -> str:
     return require_known("kind of activations", value, ("int8", "float"))
+
+
+def _method(value: str) -> str:
+    from truecast.calibration.libraries import CALIBRATED
+    from truecast.weights.quantizers import STREAMED
+
+    return require_known("method", value, (*STREAMED, *CALIBRATED))
+
+
+def _kv_cache(value: str) -> str:
+    return require_known("kind of cache", value, ("float", "int8", "int4"))
 
 
 SourcePath = Annotated[
@@ -52,12 +76,16 @@ ArtifactFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder th
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-Target = Annotated[str, typer.Option(callback=_target, help="The runtime's contract: onnxruntime or genai.")]
+Target = Annotated[str, typer.Option(callback=_target, help="The runtime's contract: onnxruntime, genai or portable.")]
+Opset = Annotated[
+    int | None,
+    typer.Option(help="Version of the ONNX operators, 21 to 25, for the target portable.", show_default=False),
+]
 Precision = Annotated[
     str | None,
     typer.Option(
         callback=_precision,
-        help="fp32, fp16, int8 or int4; without it, what `inspect` recommends for the provider.",
+        help="as-is, fp32, fp16, int8 or int4; without it, what `inspect` recommends for the provider.",
         show_default=False,
     ),
 ]
@@ -70,7 +98,31 @@ Provider = Annotated[
 ]
 BlockSize = Annotated[int, typer.Option(help="Weights per scale of int8 and int4: 16, 32, 64, 128 or 256.")]
 Activations = Annotated[
-    str, typer.Option(callback=_activations, help="int8 or float, for the products of int4 and int8 weights.")
+    str, typer.Option(callback=_activations, help="int8 or float, for the products of quantized weights.")
+]
+Method = Annotated[
+    str, typer.Option(callback=_method, help="How the codes of int4 and int8 are made: rtn, k-quant, hqq, gptq, awq or auto-round.")
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN=PRECISION",
+        help="Gives matching weights as-is, fp32, int8 or int4 instead, as lm_head=int8; may be repeated, "
+        "the last match counts.",
+        show_default=False,
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help='Text for gptq, awq and auto-round, and to measure their price on: paragraphs (.txt), or lines of '
+        '{"text": …} (.jsonl).',
+        show_default=False,
+    ),
+]
+KvCache = Annotated[
+    str, typer.Option(callback=_kv_cache, help="What keys and values are kept as: float, int8 or int4.")
 ]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the proof; the certificate then says `unproven`.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the artifact at OUT.")]
@@ -92,3 +144,29 @@ Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; h
 TopK = Annotated[int, typer.Option(help="Choose among this many likeliest tokens; 0 for all.")]
 TopP = Annotated[float, typer.Option(help="Choose among the likeliest tokens that hold this much probability.")]
 Seed = Annotated[int | None, typer.Option(help="Makes the choices repeatable.", show_default=False)]
+
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL.onnx|OUT", help="An ONNX file, a folder with one, or an artifact.")
+]
+AnyProvider = Annotated[
+    str,
+    typer.Option(
+        "--provider",
+        callback=_any_provider,
+        help="Where it is meant to run: cpu, cuda, tensorrt, directml, openvino, coreml or qnn, installed or not.",
+    ),
+]
+RunIt = Annotated[bool, typer.Option("--run", help="Load and run it too, on made-up inputs.")]
+FixIt = Annotated[
+    bool, typer.Option("--fix", help="Write a mended file beside it, where the results provably stay the same.")
+]
+SessionKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--session",
+        metavar="KEY=VALUE",
+        callback=_session,
+        help="A session key that it is meant to run with; may be repeated.",
+        show_default=False,
+    ),
+]

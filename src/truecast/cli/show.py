@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from truecast.inspection import Inspection, render
 
 if TYPE_CHECKING:
     from truecast.api import Artifact
+    from truecast.diagnosis import Diagnosis, Repair
     from truecast.runtime.model import Generation
 
 PIPED_WIDTH = 240
@@ -39,7 +41,8 @@ def exported(artifact: Artifact, chosen: Choice, meter: Meter, as_json: bool) ->
     manifest, certificate = artifact.manifest, artifact.manifest.certificate
     size = folder_bytes(artifact.folder)
     if as_json:
-        facts = {"target": manifest.target, "precision": manifest.precision, "reason": chosen.reason, "bytes": size}
+        facts: dict[str, Any] = {"target": manifest.target, "precision": manifest.precision}
+        facts |= {"reason": chosen.reason, "bytes": size, "notices": manifest.notices}
         _print({"folder": str(artifact.folder), **facts, **_costs(meter), **certificate.model_dump(mode="json")})
         return 0
     table = Table.grid(padding=(0, 2))
@@ -50,6 +53,8 @@ def exported(artifact: Artifact, chosen: Choice, meter: Meter, as_json: bool) ->
         ("Took", _took(meter)),
         ("Verdict", verdict(certificate)),
         *(("", price) for price in prices(certificate)),
+        *(("Noise" if number == 0 else "", line) for number, line in enumerate(noise_lines(certificate))),
+        *(("Note", notice) for notice in manifest.notices),
     ):
         table.add_row(Text(name, "bold"), Text(value))
     _print(table)
@@ -67,6 +72,19 @@ def verified(folder: Path, certificate: Certificate, meter: Meter, as_json: bool
             _print(Text(line))
         _print(Text(f"{folder} is {verdict(certificate)} ({_took(meter)})."))
     return 0 if certificate.status is Status.PROVEN else 1
+
+
+def diagnosed(diagnosis: Diagnosis, repair: Repair | None, as_json: bool) -> int:
+    """The findings, and what was mended; the status is 1 when a finding is an error."""
+    from truecast.diagnosis import render as render_diagnosis
+
+    if as_json:
+        _print(diagnosis.to_dict() | ({} if repair is None else {"repair": repair.to_dict()}))
+        return diagnosis.exit_status
+    _print(render_diagnosis(diagnosis))
+    if repair is not None:
+        _print(Text(str(repair)))
+    return diagnosis.exit_status
 
 
 def piece(prompt: int, text: str) -> None:
@@ -111,6 +129,20 @@ def prices(certificate: Certificate) -> list[str]:
     """What a precision costs, of the checks that measure a price."""
     priced = [check for check in certificate.checks if check.name.startswith(PRICE)]
     return [f"{check.name}: {_number(check.measured)} {check.unit}" for check in priced]
+
+
+def noise_lines(certificate: Certificate) -> list[str]:
+    """The signal-to-noise ratio of every quantized weight, a line for each layer."""
+    layers: dict[str, list[str]] = {}
+    for name, ratio in certificate.signal_to_noise.items():
+        layer, number, rest = LAYER.match(name.removesuffix(".weight")).group(1, 2, 3)  # type: ignore[union-attr]
+        value = "exact" if ratio is None else f"{ratio:.1f}"
+        layers.setdefault(f"{layer}{number}", []).append(f"{rest} {value}" if rest else value)
+    return [f"{layer}: {', '.join(values)} dB" for layer, values in layers.items()]
+
+
+LAYER = re.compile(r"^(.*?)(\.\d+(?=\.)|$)\.?(.*)$")
+"""A weight's name: what comes before the number of its layer, the number, and the rest."""
 
 
 def folder_bytes(folder: Path) -> int:

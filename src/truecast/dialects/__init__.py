@@ -5,15 +5,19 @@ what they compute: `recognise` probes the author's module with small random numb
 own formula in float64, so nothing depends on a class name.
 """
 
+from dataclasses import replace
+
 from truecast.dialects.model import Dialect
 from truecast.dialects.ort import ORT
+from truecast.dialects.standard import STANDARD
 from truecast.errors import InputError
 
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (ORT,)}
+DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (ORT, STANDARD)}
 
 
-def dialect(name: str) -> Dialect:
-    """The dialect called `name`; raises InputError with the known names."""
+def dialect(name: str, opset: int | None = None) -> Dialect:
+    """The dialect called `name`, at another opset than its own if one is given; raises InputError with the names."""
     if name not in DIALECTS:
         raise InputError(f"There is no dialect {name!r}; choose one of {', '.join(sorted(DIALECTS))}.")
-    return DIALECTS[name]
+    found = DIALECTS[name]
+    return found if opset is None else replace(found, opset=opset)

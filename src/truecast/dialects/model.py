@@ -100,10 +100,11 @@ class RotaryLowering(Protocol):
 
 @dataclass(frozen=True)
 class Dialect:
-    """The operators of one target. `opset` is that of the standard domain."""
+    """The operators of one target. `opset` is that of the standard domain; `contrib` allows operators beyond it."""
 
     name: str
     opset: int
     modules: tuple[ModuleLowering, ...]
     rotary: RotaryLowering | None
     attention: AttentionLowering | None
+    contrib: bool = True

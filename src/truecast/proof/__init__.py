@@ -14,7 +14,8 @@ it.
 from truecast.proof.bisect import Divergence, bisect
 from truecast.proof.causes import Cause
 from truecast.proof.proving import prove
+from truecast.proof.quality import measured_noise
 from truecast.proof.reference import Reference
 from truecast.proof.verifying import verify
 
-__all__ = ["Cause", "Divergence", "Reference", "bisect", "prove", "verify"]
+__all__ = ["Cause", "Divergence", "Reference", "bisect", "measured_noise", "prove", "verify"]

@@ -8,7 +8,7 @@ the order of the graph, whose result is off beyond the pieces' usual rounding is
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from truecast.artifact import Manifest
 from truecast.proof.causes import Cause, evaluate, head_of, hint, kernel_cause, relative_error, wrong_weight
-from truecast.proof.cuts import GIVEN, Cut, cut, feeds, find_cuts, fitted, initializers_of, piece, tapped
+from truecast.proof.cuts import GIVEN, Cut, cut, feeds, find_cuts, fitted, piece, tapped
+from truecast.proof.float_cache import with_float_cache
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.operators import Array
 from truecast.proof.points import Point
@@ -72,6 +73,7 @@ def bisect(
     """
     model = load_graph(folder, manifest.graph.file)
     exact_products(model)
+    manifest = manifest.model_copy(update={"graph": with_float_cache(model, manifest.graph)})
     if faults:
         return _weight_fault(model, faults)
     weights = held_weights(model, manifest.weights, reference.sources)
@@ -92,14 +94,27 @@ def layer_number(name: str) -> int | None:
 def _weight_fault(model: ir.Model, faults: Sequence[Fault]) -> Divergence:
     """The earliest node that reads a faulty weight."""
     by_name = {name: fault for fault in faults for name in fault.initializers}
-    for node in model.graph:
-        fault = next((by_name[name] for name in initializers_of([node]) if name in by_name), None)
+    for node, names in _readers(model):
+        fault = next((by_name[name] for name in names if name in by_name), None)
         if fault is not None:
             more = f"; {len(faults) - 1} other weights differ too" if len(faults) > 1 else ""
             detail = f"{fault.parameter} is not the checkpoint's ({fault.detail}){more}"
-            return Divergence(layer_number(fault.parameter), node.name or "", Cause.WEIGHT, detail)
+            layer = layer_number(node.name or fault.parameter)
+            return Divergence(layer, node.name or "", Cause.WEIGHT, detail)
     first = faults[0]
     return Divergence(layer_number(first.parameter), first.parameter, Cause.WEIGHT, first.detail)
+
+
+def _readers(model: ir.Model) -> Iterator[tuple[ir.Node, list[str]]]:
+    """Every node that is fed activations, with the initializers it reads, be it through nodes that are fed none."""
+    roots: dict[ir.Value, list[str]] = {value: [name] for name, value in model.graph.initializers.items()}
+    for node in model.graph:
+        given = [value for value in node.inputs if value is not None]
+        names = [name for value in given for name in roots.get(value, [])]
+        if all(value in roots for value in given):
+            roots |= dict.fromkeys(node.outputs, names)
+        else:
+            yield node, names
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from truecast.runtime.decoder import KEEP_NAME, positions
 
 GIVEN = "given:"
 """Prefix of the inputs that replace cut values."""
-PRODUCTS = frozenset({"MatMul", "MatMulNBits", "FusedMatMul", "Gemm"})
+PRODUCTS = frozenset({"MatMul", "MatMulNBits", "MatMulBnb4", "FusedMatMul", "Gemm"})
 TOGETHER = "+"
 """Joins the names of modules whose products were made one: `layers.0.self_attn.q_proj+k_proj+v_proj`."""
 
@@ -103,9 +103,17 @@ def _module_cut(value: ir.Value, node: ir.Node, recording: Recording, head: str,
     cuts.setdefault(value.name, Cut(value.name, want, f"the output of {module}"))
     product = node if node.op_type in PRODUCTS else _product_below(node)
     given = _recorded(recording.inputs, module.split(TOGETHER)[0])
-    source = product.inputs[0] if product is not None else None
+    source = None if product is None else _in_author_order(product.inputs[0])
     if source is not None and source.producer() is not None and source.name is not None and given is not None:
         cuts.setdefault(source.name, Cut(source.name, given, f"the input of {module}"))
+
+
+def _in_author_order(value: ir.Value | None) -> ir.Value | None:
+    """What a product is fed, before its columns were put into the order of the codes."""
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Gather" and node.attributes.get_int("axis", 0) == -1:
+        return node.inputs[0]
+    return value
 
 
 def _product_below(node: ir.Node) -> ir.Node | None:

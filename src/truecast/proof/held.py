@@ -1,14 +1,14 @@
 """The weights an artifact holds, read back from its own files: what the graph will really multiply with.
 
-Data flow: the manifest says which checkpoint tensors an initializer holds → nodes that consume quantized initializers
-say how to decode them → a `HeldWeight` per parameter, whose rows come from the memory-mapped data file. Nothing here
-knows how the weights were packed.
+Data flow: the manifest says which checkpoint tensors an initializer holds → the nodes that read it say what it means
+(`reading`) → a `HeldWeight` per parameter, whose rows come from the memory-mapped data file. Nothing here knows how the
+weights were packed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,10 @@ import onnx_ir as ir
 
 from truecast.artifact import WeightInfo
 from truecast.errors import InputError
-from truecast.proof.operators import Array, dequantize
+from truecast.proof.constants import RowsOf, packed_bytes
+from truecast.proof.operators import Array
+from truecast.proof.reading import Quantization, Table, plain_table, read_tables
+from truecast.weights.cache import CACHE_SCALES
 from truecast.weights.sources import Sources
 
 TRANSPOSED = ".transposed"
@@ -26,22 +29,13 @@ CHUNK_WEIGHTS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """How the consumers of a quantized initializer read it: `bits` per code, `block` codes per scale."""
-
-    bits: int
-    block: int
-    scales: str
-    zeros: str | None = None
-
-
-@dataclass(frozen=True)
 class HeldWeight:
     """One parameter as the artifact holds it.
 
-    `shape` is (rows, width) as stored: [out, in] for a quantized product, [in, out] for a dense transposed one.
-    `initializers` are the names in the graph; `arrays` are the parameter's rows of each, memory-mapped. `quantization`
-    is None for dense weights.
+    `shape` is (rows, width) as the graph reads it: [out, in] for a quantized product, [in, out] for a dense transposed
+    one. `initializers` are the names in the graph. `read` gives rows: dense ones in their own dtype, quantized ones
+    decoded to float32. `quantization` is None for dense weights. `own` says that the checkpoint's own codes are held,
+    so that the values must be the same. `dtype` is that of the dense values or of the scales.
     """
 
     parameter: str
@@ -49,20 +43,13 @@ class HeldWeight:
     shape: tuple[int, ...]
     transposed: bool
     quantization: Quantization | None
-    arrays: tuple[Array, ...]
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """Of the dense values or of the scales."""
-        return self.arrays[-1].dtype if self.quantization is None else self.arrays[1].dtype
+    read: RowsOf
+    dtype: np.dtype[np.generic]
+    own: bool = False
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows [start, stop): dense ones in their own dtype, quantized ones decoded to float32."""
-        if self.quantization is None:
-            return self.arrays[0][start:stop] if self.shape else self.arrays[0].reshape(1)
-        codes, scales, *zeros = (array[start:stop] for array in self.arrays)
-        form = self.quantization
-        return dequantize(codes, scales, form.bits, form.block, self.shape[1], zeros[0] if zeros else None)
+        """Rows [start, stop)."""
+        return self.read(start, stop)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Runs of rows [start, stop) that are decoded at once."""
@@ -92,40 +79,68 @@ def load_graph(folder: Path, file: str) -> ir.Model:
 def held_weights(model: ir.Model, weights: Sequence[WeightInfo], sources: Sources) -> dict[str, HeldWeight]:
     """Every parameter that the manifest's weights hold, by its name; several may lie one below the other.
 
-    Initializers that the manifest lists and the graph lacks, and arrays computed from no tensor, are left out.
+    A parameter that is held or read in several ways is there once for each: one under its name, the others under names
+    of their own. Initializers that the manifest lists and the graph lacks, and arrays computed from no tensor, are left
+    out.
     """
-    forms = _quantizations(model)
-    held = {}
+    tables = _tables(model, weights)
+    held: dict[str, HeldWeight] = {}
     for info in weights:
-        if not info.sources or any(name not in model.graph.initializers for name in info.initializers):
+        absent = any(name not in model.graph.initializers for name in info.initializers)
+        if not info.sources or info.packing == CACHE_SCALES or absent:
             continue
-        arrays = [array_of(model, name) for name in info.initializers]
-        parameters = [sources.rename(name) for name in info.sources]
-        for parameter, (start, stop) in zip(parameters, _shares(parameters, sources, arrays[0]), strict=True):
-            parts = [array[start:stop] if len(parameters) > 1 else array for array in arrays]
-            held[parameter] = _held(model, parameter, info, parts, forms.get(info.initializers[0]))
+        name = info.initializers[0]
+        for table in tables.get(name) or [plain_table(array_of(model, name))]:
+            for weight in _held(info, table, sources):
+                if weight.parameter in held:
+                    held[f"{weight.parameter}, reading {len(held)}"] = held[weight.parameter]
+                held[weight.parameter] = weight
     return held
 
 
-def _shares(parameters: Sequence[str], sources: Sources, array: Array) -> list[tuple[int, int]]:
+def _tables(model: ir.Model, weights: Sequence[WeightInfo]) -> dict[str, list[Table]]:
+    """What nodes read, under the names that the manifest lists."""
+    listed = aliases(model, {name for info in weights for name in info.initializers})
+    tables: dict[str, list[Table]] = {}
+    for name, found in read_tables(model).items():
+        tables.setdefault(listed.get(name, name), []).extend(found)
+    return tables
+
+
+def _held(info: WeightInfo, table: Table, sources: Sources) -> Iterator[HeldWeight]:
+    """The parameters of one weight of the manifest, as nodes read them."""
+    parameters = [sources.rename(source) for source in info.sources]
+    for parameter, (start, stop) in zip(parameters, _shares(parameters, sources, table.shape), strict=True):
+        yield HeldWeight(
+            parameter=parameter,
+            initializers=tuple(info.initializers),
+            shape=(stop - start, *table.shape[1:]) if table.shape else (),
+            transposed=info.initializers[0].endswith(TRANSPOSED),
+            quantization=_part(table.quantization, start),
+            read=_from(table.read, start),
+            dtype=table.dtype,
+            own=info.own,
+        )
+
+
+def _part(quantization: Quantization | None, first: int) -> Quantization | None:
+    """The same for the weight whose rows begin at `first`."""
+    if quantization is None or quantization.ends is None:
+        return quantization
+    low, high = quantization.ends
+    return replace(quantization, ends=(_from(low, first), _from(high, first)))
+
+
+def _from(read: RowsOf, first: int) -> RowsOf:
+    return lambda start, stop: read(first + start, first + stop)
+
+
+def _shares(parameters: Sequence[str], sources: Sources, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """The rows [start, stop) of each parameter in an array that holds them one below the other."""
     if len(parameters) == 1:
-        return [(0, len(array) if array.ndim else 1)]
+        return [(0, shape[0] if shape else 1)]
     ends = np.cumsum([sources.parameters[name][0] if name in sources.parameters else 0 for name in parameters]).tolist()
     return list(zip([0, *ends[:-1]], ends, strict=True))
-
-
-def _held(
-    model: ir.Model, parameter: str, info: WeightInfo, arrays: Sequence[Array], form: Quantization | None
-) -> HeldWeight:
-    names = tuple(info.initializers)
-    if form is None:
-        turned = names[0].endswith(TRANSPOSED)
-        return HeldWeight(parameter, names, arrays[0].shape, turned, None, tuple(arrays))
-    codes = arrays[0]
-    rest = [array.reshape(len(codes), -1) for array in arrays[1:]]
-    width = _width(model, names[0]) or rest[0].shape[1] * form.block
-    return HeldWeight(parameter, names, (len(codes), width), False, form, (codes, *rest))
 
 
 def is_external(value: ir.Value) -> bool:
@@ -133,40 +148,18 @@ def is_external(value: ir.Value) -> bool:
     return isinstance(value.const_value, ir.ExternalTensor)
 
 
+def bytes_of(model: ir.Model, name: str) -> Array:
+    """An initializer's bytes as they are stored, uint8 and flat, memory-mapped where it is external."""
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return packed_bytes(tensor)
+
+
 def array_of(model: ir.Model, name: str) -> Array:
     """An initializer's array, memory-mapped where it is external."""
     tensor = model.graph.initializers[name].const_value
     assert tensor is not None
     return tensor.numpy()
-
-
-def _quantizations(model: ir.Model) -> dict[str, Quantization]:
-    forms: dict[str, Quantization] = {}
-    for node in model.graph:
-        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
-            continue
-        codes = _origin(node.inputs[1 if node.op_type == "MatMulNBits" else 0])
-        scales, zeros = _origin(node.inputs[2]), _origin(node.inputs[3] if len(node.inputs) > 3 else None)
-        if codes is None or scales is None:
-            continue
-        bits, block = (node.attributes[name].as_int() for name in ("bits", "block_size"))
-        forms[codes] = Quantization(bits, block, scales, zeros)
-    return forms
-
-
-def _origin(value: ir.Value | None) -> str | None:
-    """The initializer a value is, or is a reshaped view of."""
-    while value is not None and (producer := value.producer()) is not None:
-        if producer.op_type != "Reshape":
-            return None
-        value = producer.inputs[0]
-    return value.name if value is not None and value.is_initializer() else None
-
-
-def _width(model: ir.Model, codes: str) -> int | None:
-    """K of the products that read these codes: the width of a row without the padding of its last block."""
-    uses = model.graph.initializers[codes].uses()
-    return next((u.node.attributes["K"].as_int() for u in uses if u.node.op_type == "MatMulNBits"), None)
 
 
 def aliases(model: ir.Model, listed: set[str]) -> dict[str, str]:

@@ -49,6 +49,41 @@ def dequantize(codes: Array, scales: Array, bits: int, block: int, width: int, z
     return values.reshape(rows, -1)[:, :width]
 
 
+FP4 = (0, 0.0052083333, 0.66666667, 1, 0.33333333, 0.5, 0.16666667, 0.25)
+NF4 = (
+    *(-1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1),
+)
+BNB_TABLES = {0: np.array((*FP4, *(-value for value in FP4)), np.float32), 1: np.array(NF4, np.float32)}
+"""MatMulBnb4's tables by quant_type; of FP4 the positive half is given first."""
+
+
+def bnb4_values(codes: Array, scales: Array, block: int, kind: int) -> Array:
+    """Weights of MatMulBnb4, flat: table[code] · scale of its block; the high bits of a byte come first."""
+    pairs = np.stack((codes >> 4, codes & 15), -1).reshape(-1)
+    values: Array = BNB_TABLES[kind][pairs].reshape(-1, block) * scales.astype(np.float32)[:, None]
+    return values.reshape(-1)
+
+
+def cache_values(codes: Array, scale: Array, bits: int) -> Array:
+    """Keys or values float32 [..., width] of a quantized cache; 4-bit codes are stored plus 8, the even ones first."""
+    signed = codes if bits == BYTE_BITS else unpack_codes(codes, bits).astype(np.int8) - 8
+    values: Array = signed.astype(np.float32) * scale
+    return values
+
+
+class MatMulBnb4(OpRun):
+    """y = x · dequantized(B)ᵀ."""
+
+    op_domain = CONTRIB
+
+    def _run(self, x: Array, b: Array, scales: Array, **attributes: Any) -> tuple[Array]:
+        k, n, block, kind = (int(attributes[name]) for name in ("K", "N", "block_size", "quant_type"))
+        weight = bnb4_values(b, scales, block, kind).reshape(n, k)
+        return ((x.astype(np.float32) @ weight.T).astype(x.dtype),)
+
+
 class MatMulNBits(OpRun):
     """y = x · dequantized(B)ᵀ + bias."""
 
@@ -111,8 +146,8 @@ class RotaryEmbedding(OpRun):
         width = x.shape[-1] // heads if heads else 2 * cos.shape[1]
         states = x.reshape(batch, sequence, -1, width).transpose(0, 2, 1, 3)
         interleaved = bool(attributes.get("interleaved"))
-        turned = _turned(states, cos[positions][:, None], sin[positions][:, None], interleaved)
-        return (turned.transpose(0, 2, 1, 3).reshape(x.shape),)
+        result = turned(states, cos[positions][:, None], sin[positions][:, None], interleaved)
+        return (result.transpose(0, 2, 1, 3).reshape(x.shape),)
 
 
 class GroupQueryAttention(OpRun):
@@ -122,7 +157,7 @@ class GroupQueryAttention(OpRun):
 
     def _run(self, q: Array, k: Any, v: Any, *rest: Any, **attrs: Any) -> tuple[Array, Array, Array]:
         past_k, past_v, last, total, cos, sin, _, bias, sinks = [*rest, *(None,) * 9][:9]
-        query, key, value = _split_heads(q, k, v, int(attrs["num_heads"]), int(attrs["kv_num_heads"]))
+        query, key, value = split_heads(q, k, v, int(attrs["num_heads"]), int(attrs["kv_num_heads"]))
         length, new = int(np.asarray(total).reshape(-1)[0]), query.shape[2]
         present_k, present_v = (np.zeros((*x.shape[:2], length, x.shape[3]), x.dtype) for x in (key, value))
         out = np.zeros(query.shape, np.float32)
@@ -131,17 +166,17 @@ class GroupQueryAttention(OpRun):
             states, fresh = query[row], key[row]
             if attrs.get("do_rotary"):
                 tables = (cos[past : past + new], sin[past : past + new])
-                states, fresh = (_turned(x, *tables, bool(attrs.get("rotary_interleaved"))) for x in (states, fresh))
+                states, fresh = (turned(x, *tables, bool(attrs.get("rotary_interleaved"))) for x in (states, fresh))
             for present, old, newest in ((present_k, past_k, fresh), (present_v, past_v, value[row])):
                 present[row, :, :past] = old[row, :, :past]
                 present[row, :, past : past + new] = newest
             row_bias = None if bias is None else bias[min(row, len(bias) - 1)]
-            out[row] = _attend(states, present_k[row], present_v[row], past, row_bias, sinks, attrs)
+            out[row] = attend(states, present_k[row], present_v[row], past, row_bias, sinks, attrs)
         flat = out.transpose(0, 2, 1, 3)
         return flat.reshape(*flat.shape[:2], -1).astype(q.dtype), present_k, present_v
 
 
-def _split_heads(q: Array, k: Array | None, v: Array | None, heads: int, groups: int) -> list[Array]:
+def split_heads(q: Array, k: Array | None, v: Array | None, heads: int, groups: int) -> list[Array]:
     """Queries, keys and values [batch, heads, sequence, width]; without keys, `q` holds all three side by side."""
     if k is None or v is None:
         width = q.shape[-1] // (heads + 2 * groups)
@@ -150,18 +185,18 @@ def _split_heads(q: Array, k: Array | None, v: Array | None, heads: int, groups:
     return [x.transpose(0, 2, 1, 3) for x in shaped]
 
 
-def _turned(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+def turned(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     """x [..., sequence, width] rotated by cos and sin [sequence, pairs]; what lies beyond the pairs stays."""
     width = 2 * cos.shape[-1]
-    turned, rest = x[..., :width].astype(np.float32), x[..., width:]
+    moved, rest = x[..., :width].astype(np.float32), x[..., width:]
     halves = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, width // 2), slice(width // 2, None))
-    a, b = (turned[..., half] for half in halves)
-    result = np.empty_like(turned)
+    a, b = (moved[..., half] for half in halves)
+    result = np.empty_like(moved)
     result[..., halves[0]], result[..., halves[1]] = a * cos - b * sin, a * sin + b * cos
     return np.concatenate((result, rest), -1).astype(x.dtype)
 
 
-def _attend(
+def attend(
     q: Array, k: Array, v: Array, past: int, bias: Array | None, sinks: Array | None, attrs: dict[str, Any]
 ) -> Array:
     """One row: q [heads, new, width], k and v [groups, total, width]."""
@@ -186,6 +221,7 @@ def _attend(
 
 
 EVALUATED = (
+    MatMulBnb4,
     MatMulNBits,
     GatherBlockQuantized,
     FusedMatMul,

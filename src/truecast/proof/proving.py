@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,26 @@ import onnx_ir as ir
 import torch
 
 from truecast.artifact import Certificate, Check, Manifest, Status
+from truecast.calibration.libraries import CALIBRATED, FOLDING
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.proof.bisect import bisect
+from truecast.proof.cache import cache_checks
 from truecast.proof.environment import environment
+from truecast.proof.float_cache import coded_bits
 from truecast.proof.generation import author_story, generation_check, new_tokens, shipped_check
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.operators import Array
 from truecast.proof.parity import (
     ACTIVATION_KL,
     ACTIVATION_TOP1,
+    CACHE_KL,
+    CACHE_TOP1,
     FORMAT_KL,
+    GRID_KL,
     HALF_KL,
     HALF_TOP1,
+    POINT_KL,
     Subject,
     compare_all,
     half_limit,
@@ -42,6 +49,7 @@ from truecast.proof.parity import (
 )
 from truecast.proof.points import Limits, Point, config_thresholds, config_windows, grid, stretches
 from truecast.proof.prompts import prompt_tokens, text_tokens
+from truecast.proof.quality import Noise, likeness_check, original_logits, signal_to_noise, text_points, text_price
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import open_decoder
 from truecast.proof.static import graph_checks, kernel_check
@@ -50,6 +58,7 @@ from truecast.proof.tally import broken
 from truecast.proof.variants import variant_checks
 from truecast.proof.weights import Fault, accounting_checks, hash_check, value_check
 from truecast.runtime.processors import default_threads
+from truecast.weights.sources import Sources
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the amount done and the amount in all."""
@@ -62,24 +71,57 @@ VARIANT_POINTS = ("left padding", "right padding")
 """Points that serve the variants: the first one that the padding contract allows."""
 
 
+RANDOM_TOKENS = 10.0
+"""How many times further random tokens move the logits than text does; see `GRID_KL`."""
+LIBRARY_NOTE = (
+    "A library made the weights from calibration text, and its own checkpoint, which they were compared with when the "
+    "artifact was made, is not kept: now their hashes were compared, and how far they are from the source's."
+)
+
+
 @dataclass(frozen=True)
 class _Case:
-    """What is to be proven, opened."""
+    """What is to be proven, opened. `floats` finds the weights that the price of the format is measured against."""
 
     folder: Path
     manifest: Manifest
     model: ir.Model
     reference: Reference
     weights: Mapping[str, HeldWeight]
+    floats: Sources
+    texts: tuple[str, ...]
     report: Progress
 
     @property
     def is_float32(self) -> bool:
-        return self.manifest.precision == "fp32"
+        return self.manifest.precision == "fp32" and not self.is_quantized
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether every weight has the values that the checkpoint has, so that its format costs nothing."""
+        made_here = any(weight.quantization is not None and not weight.own for weight in self.weights.values())
+        same = self.floats is self.reference.sources and not self.is_library_made
+        return self.manifest.precision != "fp16" and not made_here and same
+
+    @property
+    def is_library_made(self) -> bool:
+        """Whether a library made the weights, and its own checkpoint is not there to compare with."""
+        return self.manifest.settings.get("method") in CALIBRATED and self.floats is self.reference.sources
+
+    def noise(self) -> Noise:
+        """The signal-to-noise ratio of every weight; nothing for methods that fold scales into other weights."""
+        if self.manifest.settings.get("method") in FOLDING:
+            return {}
+        return signal_to_noise(self.reference, self.weights, self.floats, self.stage("measure noise"))
 
     @property
     def is_quantized(self) -> bool:
         return any(weight.quantization is not None for weight in self.weights.values())
+
+    @property
+    def cache_bits(self) -> int | None:
+        """Bits of a code of the cache; None for floats."""
+        return coded_bits(self.manifest.graph)
 
     @property
     def against(self) -> str:
@@ -98,6 +140,8 @@ def prove(
     *,
     progress: Progress | None = None,
     trust_remote_code: bool = False,
+    texts: Sequence[str] = (),
+    original: Checkpoint | None = None,
 ) -> Certificate:
     """Compares the artifact in `folder` with the model of `checkpoint`; a failed check is in the certificate.
 
@@ -107,29 +151,36 @@ def prove(
         manifest: what the artifact says of itself.
         progress: called with stage, done and total.
         trust_remote_code: whether code that comes with the checkpoint may run.
+        texts: what the price of the format is measured on, beside the proof's own texts.
+        original: the floats that `checkpoint` was quantized from, which that price is measured against.
 
     Raises:
-        InputError: the graph file or the checkpoint cannot be used at all.
+        InputError: the graph file or the checkpoint cannot be used at all, or texts lack a tokenizer.
     """
     report = progress or (lambda stage, done, total: None)
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.build(checkpoint, trust_remote_code)
     weights = held_weights(model, manifest.weights, reference.sources)
-    case = _Case(folder, manifest, model, reference, weights, report)
+    floats = reference.sources if original is None else replace(reference.sources, checkpoint=original)
+    case = _Case(folder, manifest, model, reference, weights, floats, tuple(texts), report)
     with _threads(reference):
         checks, faults = _static(case, checkpoint.config)
         if not next(check for check in checks if check.name == "kernels").passed:
-            return _certificate(checks, [])
+            return _certificate(checks, [], {})
+        noise = {} if case.keeps_values else case.noise()
+        checks += [likeness_check(noise)] if noise and case.is_library_made else []
         run, notes, failed = _run(case, _limits(case, checkpoint.config))
         checks += run
         if failed or faults:
             notes = [_located(case, failed, faults), *notes]
-    return _certificate(checks, notes)
+    return _certificate(checks, notes, noise)
 
 
-def _certificate(checks: list[Check], notes: Sequence[str]) -> Certificate:
+def _certificate(checks: list[Check], notes: Sequence[str], noise: Noise) -> Certificate:
     status = Status.PROVEN if all(check.passed for check in checks) else Status.FAILED
-    return Certificate(status=status, environment=environment(), checks=checks, notes=list(notes))
+    return Certificate(
+        status=status, environment=environment(), checks=checks, notes=list(notes), signal_to_noise=noise
+    )
 
 
 @contextmanager
@@ -146,13 +197,17 @@ def _threads(reference: Reference) -> Iterator[None]:
 def _static(case: _Case, config: Mapping[str, Any]) -> tuple[list[Check], list[Fault]]:
     """Tier 1: every check that runs no model, and the weights that are wrong."""
     manifest, model = case.manifest, case.model
-    values, faults = value_check(case.reference, case.weights, case.stage("check weights"))
+    values: list[Check] = []
+    faults: list[Fault] = []
+    if not case.is_library_made:
+        check, faults = value_check(case.reference, case.weights, case.stage("check weights"))
+        values = [check]
     checks = [
         *graph_checks(model, manifest, config),
         kernel_check(case.folder, model, manifest.graph.file),
         *accounting_checks(model, manifest, case.reference, case.weights),
         hash_check(model, manifest),
-        values,
+        *values,
         *table_checks(model, manifest, case.reference),
     ]
     return checks, faults
@@ -185,49 +240,79 @@ def _limits(case: _Case, config: Mapping[str, Any]) -> Limits:
 def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Point]]:
     """Tiers 2 and 4: checks, notes, and the points that failed."""
     points, notes = grid(limits)
-    case.reference.load_checkpoint()
+    case.reference.load_checkpoint(case.floats)
     originals: dict[str, list[Array]] = {}
-    if not case.is_float32:
+    if not case.keeps_values:
         originals = {p.name: list(reference_logits(case.reference, p)) for p in points if p.text}
+    own = text_points(case.folder, case.texts, limits.vocabulary, limits.context) if case.texts else []
+    own_logits = original_logits(case.reference, own)
+    if not case.is_float32:
         case.reference.load_held(case.weights)
     try:
-        usual, shipped = _subjects(case)
+        usual, cached, shipped = _subjects(case)
     except InputError as error:
         return [broken("parity", "the runtime opens the graph", str(error))], notes, []
-    subjects = [usual] if usual is shipped else [usual, shipped]
+    subjects = list({id(subject): subject for subject in (usual, cached, shipped)}.values())
     compare_all(case.reference, subjects, points, originals, case.stage("compare"))
     checks = [c for subject in subjects for c in parity_checks(subject, case.against)]
-    checks += _prices(case, shipped)
+    checks += [*_prices(case, usual, cached, shipped), *text_price(shipped.decoder, own, own_logits)]
     point = next(p for name in VARIANT_POINTS for p in points if p.name == name)
     checks += variant_checks(case.folder, case.manifest.graph, case.reference, usual, shipped, point, case.against)
+    if case.cache_bits is not None:
+        seen = [point, *(point for point in points if point.text)]  # padded rows that grow, and real text
+        checks += cache_checks(case.folder, case.model, case.manifest, case.reference, case.texts, seen)
     checks += _generation(case, limits, usual, shipped)
-    failed = set(usual.failed) | set(shipped.failed)
+    failed = {name for subject in subjects for name in subject.failed}
+    if case.is_library_made:
+        notes.append(LIBRARY_NOTE)
     if case.manifest.precision == "fp16":
         notes.append("float16 was run on the CPU provider, which casts what it has no kernel for to float32.")
     return checks, notes, [p for p in points if p.name in failed]
 
 
-def _subjects(case: _Case) -> tuple[Subject, Subject]:
-    """The subject of the tight rule (float16: of the rule of its own), and the graph as shipped; often the same."""
-    folder, info = case.folder, case.manifest.graph
+def _subjects(case: _Case) -> tuple[Subject, Subject, Subject]:
+    """The subject of the tight rule (float16: of the rule of its own), the one that shows what a quantized cache costs,
+    and the graph as shipped; often they are the same."""
+    folder, info, bits = case.folder, case.manifest.graph, case.cache_bits
     decoder = open_decoder(folder, info)
-    if case.is_quantized:
+    tight = case.keeps_values
+    limit = None if tight else half_limit(info.cache.layers if info.cache else 1)
+    if bits is None and case.is_quantized:
         exact = Subject("exact products", open_decoder(folder, info, exact=True), tight=True)
-        return exact, Subject("as shipped", decoder, tight=False, priced=True)
-    limit = None if case.is_float32 else half_limit(info.cache.layers if info.cache else 1)
-    subject = Subject("as shipped", decoder, tight=case.is_float32, limit=limit, priced=not case.is_float32)
-    return subject, subject
+        return exact, exact, Subject("as shipped", decoder, tight=False, priced=True)
+    if bits is None:
+        subject = Subject("as shipped", decoder, tight=tight, limit=limit, priced=not tight)
+        return subject, subject, subject
+    random_kl = RANDOM_TOKENS * CACHE_KL[bits]
+    gated = replace(
+        Subject("as shipped", decoder, tight=False, priced=True),
+        grid_kl=max(GRID_KL, random_kl),
+        point_kl=max(POINT_KL, random_kl),
+    )
+    if not case.is_quantized:
+        floats = open_decoder(folder, info, floats=True)
+        return Subject("float cache", floats, tight=tight, limit=limit, priced=not tight), gated, gated
+    floats, codes = (open_decoder(folder, info, exact=True, floats=undone) for undone in (True, False))
+    usual = Subject("exact products, float cache", floats, tight=True)
+    cached = Subject("exact products", codes, tight=False, priced=True)
+    return usual, replace(cached, grid_kl=gated.grid_kl, point_kl=gated.point_kl), gated
 
 
-def _prices(case: _Case, shipped: Subject) -> list[Check]:
-    if case.is_float32:
-        return []
-    limits = (ACTIVATION_KL, ACTIVATION_TOP1) if case.is_quantized else (HALF_KL, HALF_TOP1)
-    what = "price of the activations" if case.is_quantized else "price of float16 arithmetic"
-    return [
-        *price_checks(what, shipped.price, *limits),
-        *price_checks("price of the format", shipped.format_price, FORMAT_KL, None),
-    ]
+def _prices(case: _Case, usual: Subject, cached: Subject, shipped: Subject) -> list[Check]:
+    checks, bits = [], case.cache_bits
+    if not case.keeps_values and not case.is_quantized:
+        checks = price_checks("price of float16 arithmetic", usual.price, HALF_KL, HALF_TOP1)
+    if bits is not None:
+        checks += price_checks(f"price of the int{bits} cache", cached.price, CACHE_KL[bits], CACHE_TOP1[bits])
+    if case.is_quantized and bits is None:
+        checks += price_checks("price of the activations", shipped.price, ACTIVATION_KL, ACTIVATION_TOP1)
+    elif case.is_quantized and bits is not None:
+        top1 = None if CACHE_TOP1[bits] is None else ACTIVATION_TOP1
+        name = f"price of the activations and the int{bits} cache"
+        checks += price_checks(name, shipped.price, ACTIVATION_KL + CACHE_KL[bits], top1)
+    if case.keeps_values:
+        return checks
+    return [*checks, *price_checks("price of the format", shipped.format_price, FORMAT_KL, None)]
 
 
 def _generation(case: _Case, limits: Limits, usual: Subject, shipped: Subject) -> list[Check]:

@@ -74,10 +74,13 @@ class Reference:
         persistent = {n: b for n, b in self.model.named_buffers() if n in set(self.model.state_dict())}
         return {**dict(self.model.named_parameters()), **persistent}
 
-    def load_checkpoint(self) -> None:
-        """Takes the weights of the checkpoint, in float32; raises InputError where one is missing or not finite."""
+    def load_checkpoint(self, sources: Sources | None = None) -> None:
+        """Takes the weights of the checkpoint, or of other `sources`, in float32.
+
+        Raises InputError where one is missing or not finite.
+        """
         for name, parameter in self.parameters.items():
-            stored = self.sources[name]
+            stored = (sources or self.sources)[name]
             for start, stop in row_chunks(stored.shape):
                 _rows(parameter, start, stop).copy_(_tensor(finite_rows(stored, start, stop)))
 
@@ -200,6 +203,6 @@ def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _tensor(array: Array) -> Tensor:
-    """A tensor of an array; a copy where torch would complain that it may not be written to."""
-    contiguous = np.ascontiguousarray(array)
+    """A tensor of an array; a copy where torch would complain that it may not be written to, or knows no such dtype."""
+    contiguous = np.ascontiguousarray(array if array.dtype.kind in "biuf" else array.astype(np.float32))
     return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())

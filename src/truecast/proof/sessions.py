@@ -2,12 +2,13 @@
 
 Exact products: ONNX Runtime multiplies quantized weights with int8 activations where a node's accuracy level allows it.
 For 4 bits a session key undoes that, for 8 bits only the attribute does, so the graph is changed in memory; its weights
-stay in the memory-mapped file. The proof does not trust either: int8 activations would fail its tight limit.
+stay in the memory-mapped file. Products that ONNX Runtime makes of DequantizeLinear and MatMul have a key of their own.
+The proof does not trust any of it: int8 activations would fail its tight limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,9 +16,10 @@ import onnxruntime as ort
 
 from truecast.artifact import GraphInfo
 from truecast.errors import InputError, TruecastError
+from truecast.proof.float_cache import coded_bits, float_info, with_float_cache
 from truecast.proof.held import load_graph
 from truecast.runtime.decoder import Decoder
-from truecast.runtime.providers import LOAD_ERRORS, session_options
+from truecast.runtime.providers import LOAD_ERRORS, NOTHING, session_options
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 """Where a graph given as bytes finds its data file."""
@@ -25,22 +27,32 @@ SILENT = 4
 """ONNX Runtime's log level that says nothing of errors: they are raised, and become a check."""
 EXECUTION_PROVIDER = "CPUExecutionProvider"
 
-Change = Callable[[ir.Model], None]
+Change = Callable[[ir.Model], object]
 
 RUN_ERRORS = (*LOAD_ERRORS, RuntimeError, TruecastError)
 """What a run of a wrong graph raises: the session's own errors, and RuntimeError where inputs are bound."""
 
 
 def open_decoder(
-    folder: Path, info: GraphInfo, *, exact: bool = False, optimize: bool = True, threads: int | None = None
+    folder: Path,
+    info: GraphInfo,
+    *,
+    exact: bool = False,
+    optimize: bool = True,
+    threads: int | None = None,
+    floats: bool = False,
 ) -> Decoder:
     """A decoder of the artifact's graph, without the limit of the context (rotary thresholds lie beyond some).
 
-    Raises InputError when ONNX Runtime does not take the graph.
+    With `floats` a quantized cache is undone. Raises InputError when ONNX Runtime does not take the graph.
     """
-    options = _options(exact, optimize, threads)
-    session = _session(folder, info.file, options, exact_products if exact else None)
-    return Decoder(session, info.model_copy(update={"context_length": None}))
+    options = _options(exact, optimize, threads, info.session_entries)
+    undone = floats and coded_bits(info) is not None
+    changes: list[Change] = [exact_products] if exact else []
+    changes += [lambda model: with_float_cache(model, info)] if undone else []
+    session = _session(folder, info.file, options, changes)
+    known = float_info(info) if undone else info
+    return Decoder(session, known.model_copy(update={"context_length": None}))
 
 
 def session_of(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:
@@ -50,8 +62,10 @@ def session_of(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.I
     return _load(graph_bytes(model), options, "the changed graph")
 
 
-def _options(exact: bool, optimize: bool, threads: int | None) -> ort.SessionOptions:
-    options = session_options(threads, exact=exact)
+def _options(
+    exact: bool, optimize: bool, threads: int | None, entries: Mapping[str, str] = NOTHING
+) -> ort.SessionOptions:
+    options = session_options(threads, exact=exact, entries=entries)
     options.log_severity_level = SILENT
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -71,11 +85,12 @@ def graph_bytes(model: ir.Model) -> bytes:
     return serialized
 
 
-def _session(folder: Path, file: str, options: ort.SessionOptions, change: Change | None) -> ort.InferenceSession:
-    if change is None:
+def _session(folder: Path, file: str, options: ort.SessionOptions, changes: Sequence[Change]) -> ort.InferenceSession:
+    if not changes:
         return _load(str(folder / file), options, str(folder / file))
     model = load_graph(folder, file)
-    change(model)
+    for change in changes:
+        change(model)
     options.add_session_config_entry(FOLDER_KEY, str(folder.resolve()))
     return _load(graph_bytes(model), options, str(folder / file))
 

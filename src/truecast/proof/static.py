@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
 from truecast.artifact import Check, Manifest
+from truecast.dialects import dialect
 from truecast.proof.tally import broken, check, counted
-from truecast.runtime.providers import ASSIGNMENT_KEY, LOAD_ERRORS, session_options
+from truecast.runtime.providers import ASSIGNMENT_KEY, LOAD_ERRORS, PAIRED_KEY, session_options
 from truecast.trace.capture import BATCH, NEW, PAST
 
 TIER = "static"
 LARGEST_OPSET, LARGEST_IR = 26, 13
 """What ONNX Runtime 1.31 loads (27 only with an environment variable)."""
 CPU = "CPUExecutionProvider"
+INT8_LEVEL = 4
+"""MatMulNBits' accuracy level at which activations become int8."""
 
 SYMBOLS: Mapping[str, tuple[str, ...]] = {
     "input_ids": ("batch_size", "sequence_length"),
@@ -56,7 +60,22 @@ def graph_checks(model: ir.Model, manifest: Manifest, config: Mapping[str, Any])
         counted(TIER, "dynamic axes", list(_axis_faults(model, manifest)), "faults", "named as the contract says"),
         counted(TIER, "sizes of the trace in shapes", list(_literals(model, config)), "constants"),
         counted(TIER, "interface as in the manifest", list(_interface_faults(model, manifest)), "faults"),
+        counted(TIER, "activations as in the manifest", list(_activation_faults(model, manifest)), "products"),
+        *_standard_checks(model, manifest),
     ]
+
+
+def _standard_checks(model: ir.Model, manifest: Manifest) -> list[Check]:
+    """Whether a graph that promises standard operators has no other, nor one that its opset does not know."""
+    if dialect(manifest.dialect).contrib:
+        return []
+    opset = model.opset_imports.get("", 0)
+    foreign = [
+        f"{node.name} ({node.domain or 'ONNX'} {node.op_type})"
+        for node in model.graph
+        if node.domain or not onnx.defs.has(node.op_type, opset)
+    ]
+    return [counted(TIER, "operators outside ONNX", foreign, "nodes", f"opset {opset}")]
 
 
 def _doubles(model: ir.Model) -> Iterator[str]:
@@ -151,6 +170,18 @@ def _interface_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
         for name in sorted(set(want) & {n or "" for n in got}):
             if got[name] != want[name]:
                 yield f"{name} is {got[name]} in the graph and {want[name]} in the manifest"
+
+
+def _activation_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
+    """Products of codes that round their activations although the manifest says floats."""
+    if manifest.settings.get("activations") != "float":
+        return
+    for node in model.graph:
+        level = node.attributes.get("accuracy_level")
+        if level is not None and level.as_int() == INT8_LEVEL:
+            yield f"{node.name} takes int8 activations"
+        elif node.op_type == "DequantizeLinear" and manifest.graph.session_entries.get(PAIRED_KEY) != "0":
+            yield f"{node.name} would become a product with int8 activations: {PAIRED_KEY} is not 0"
 
 
 def kernel_check(folder: Path, model: ir.Model, file: str) -> Check:

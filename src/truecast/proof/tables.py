@@ -18,8 +18,12 @@ from truecast.proof.held import array_of
 from truecast.proof.operators import Array
 from truecast.proof.reference import Reference
 from truecast.proof.tally import Worst, check
+from truecast.weights.cache import CACHE_SCALES
+from truecast.weights.packing import COLUMN_ORDER
 
 TIER = "static"
+OTHERS = frozenset({COLUMN_ORDER, CACHE_SCALES})
+"""Packings of computed arrays that are no tables; other checks hold them."""
 TABLE_ERROR = 1e-5
 """Largest difference of two cosines of one float32 angle, from one library to another."""
 AT_ONCE = 1 << 14
@@ -28,7 +32,8 @@ AT_ONCE = 1 << 14
 
 def table_checks(model: ir.Model, manifest: Manifest, reference: Reference) -> list[Check]:
     """One check for all weights that come from no tensor of the checkpoint; none when there are none."""
-    names = [info.initializers[0] for info in manifest.weights if not info.sources]
+    computed = [info for info in manifest.weights if not info.sources and info.packing not in OTHERS]
+    names = [info.initializers[0] for info in computed]
     if not names:
         return []
     worst = Worst()

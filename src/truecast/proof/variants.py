@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from truecast.artifact import Check, GraphInfo
+from truecast.proof.float_cache import coded_bits
 from truecast.proof.measures import largest_gap
 from truecast.proof.operators import Array
 from truecast.proof.parity import RELATIVE, TIER, Subject, compact, compare_all, graph_logits, parity_checks
@@ -27,6 +28,10 @@ INT8_RELATIVE = 2e-2
 """Limit where activations are rounded to int8: a last bit may tip a rounding, which moves a value by a whole step of
 its block's largest / 127, and few such steps reach a logit."""
 
+CODE_RELATIVE = {8: INT8_RELATIVE, 4: 2e-1}
+"""The same for a quantized cache: a key or value whose last bit tips the rounding moves by a step of its channel's
+largest / 127, or / 7."""
+
 
 def variant_checks(
     folder: Path, info: GraphInfo, reference: Reference, usual: Subject, shipped: Subject, point: Point, against: str
@@ -34,8 +39,13 @@ def variant_checks(
     """Checks of every other way to run the graph; `usual` follows the tight rule, `shipped` is what is used."""
     exact = usual is not shipped
     limit = INT8_RELATIVE if exact else (usual.limit or RELATIVE)
+    if (bits := coded_bits(info)) is not None:
+        limit = CODE_RELATIVE[bits]
     written = Subject(
-        "graph as written", open_decoder(folder, info, exact=exact, optimize=False), usual.tight, usual.limit
+        "graph as written",
+        open_decoder(folder, info, exact=exact, optimize=False, floats=True),
+        usual.tight,
+        usual.limit,
     )
     compare_all(reference, [written], [point])
     single = open_decoder(folder, info, threads=1 if _threads(shipped.decoder) > 1 else 2)
@@ -49,8 +59,17 @@ def variant_checks(
             point,
             usual.limit or RELATIVE,
         ),
+        *_coded_variants(shipped, point, info, limit),
         _default_logits(usual.decoder, point, usual.limit or RELATIVE),
     ]
+
+
+def _coded_variants(shipped: Subject, point: Point, info: GraphInfo, limit: float) -> list[Check]:
+    """The same for codes, which other loaders pass in arrays of their own, too."""
+    if coded_bits(info) is None:
+        return []
+    name = "separate past and present, quantized cache"
+    return [_same(name, shipped.decoder, plain_logits(shipped.decoder, point), point, limit)]
 
 
 def _threads(decoder: Decoder) -> int:

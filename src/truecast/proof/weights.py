@@ -6,8 +6,10 @@ every checkpoint tensor is used or ignored for a reason, and every held value is
 | packing | bound on |w - held|, with a the largest |w| of the block and n the bits |
 |---|---|
 | dense | 0: the same value after the cast |
+| the checkpoint's own codes and scales | 0, or what rounding twice leaves; see `own` |
 | round to nearest, symmetric | half a step of a / 2^(n-1) |
 | … at the end of the shorter side | a whole step |
+| searched: k-quant, hqq | by block and by code, see `searched` |
 
 The codes go from -2^(n-1) to 2^(n-1) - 1; a lies on the longer side, and the shorter one ends a step before -a.
 
@@ -26,9 +28,11 @@ import onnx_ir as ir
 
 from truecast.artifact import Check, Manifest
 from truecast.checkpoint.model import StoredTensor
-from truecast.proof.held import HeldWeight, aliases, array_of, is_external, row_chunks
+from truecast.proof.held import HeldWeight, aliases, bytes_of, is_external, row_chunks
 from truecast.proof.operators import Array
+from truecast.proof.own import own_shares
 from truecast.proof.reference import Reference
+from truecast.proof.searched import searched_shares
 from truecast.proof.tally import Worst, check, counted
 from truecast.weights.sources import finite_rows
 
@@ -62,7 +66,7 @@ def accounting_checks(
     external = {name for name, value in model.graph.initializers.items() if is_external(value)}
     external -= set(aliases(model, listed))
     used = {name for info in manifest.weights for name in info.sources} | set(manifest.ignored_tensors)
-    tensors = set(reference.sources.checkpoint.tensors)
+    tensors = {*reference.sources.checkpoint.tensors, *reference.sources.checkpoint.ignored}
     faults = [f"{n} is listed twice" for n in sorted({n for n in names if names.count(n) > 1})]
     faults += [f"{n} is in the graph but not in the manifest" for n in sorted(external - listed)]
     faults += [f"{n} is in the manifest but not in the graph" for n in sorted(listed - external)]
@@ -101,9 +105,8 @@ def hash_check(model: ir.Model, manifest: Manifest) -> Check:
             continue
         digest = hashlib.sha256()
         for name in info.initializers:
-            array = array_of(model, name)
-            for start, stop in row_chunks(array.shape):
-                digest.update(np.ascontiguousarray(array[start:stop] if array.ndim else array).view(np.uint8).data)
+            for start, stop in row_chunks((len(content := bytes_of(model, name)),)):
+                digest.update(content[start:stop].data)
         if digest.hexdigest() != info.sha256:
             faults.append(f"the bytes of {info.initializers[0]} are not those that were written")
     return counted(TIER, "hashes of the weights", faults, "weights", f"{len(manifest.weights)} weights")
@@ -135,8 +138,8 @@ def _share(reference: Reference, weight: HeldWeight) -> tuple[float, str]:
     if tuple(stored.shape) != (weight.shape[::-1] if turned else weight.shape):
         return np.inf, f"{weight.parameter} has the shape {weight.shape}, not {stored.shape}"
     worst, where = 0.0, f"{weight.parameter}, exact"
-    for start, values, held in _pairs(stored, weight, turned):
-        shares = _dense_shares(values, held) if weight.quantization is None else _block_shares(values, held, weight)
+    for start, values, held in pairs(stored, weight, turned):
+        shares = _shares(stored, values, held, weight, start)
         if not shares.max() <= worst:  # NaN counts as worse
             worst = float(shares.max())
             row = start + int(shares.reshape(len(shares), -1).max(1).argmax())
@@ -144,16 +147,28 @@ def _share(reference: Reference, weight: HeldWeight) -> tuple[float, str]:
     return worst, where
 
 
-def _pairs(stored: StoredTensor, weight: HeldWeight, turned: bool) -> Iterator[tuple[int, Array, Array]]:
+def pairs(stored: StoredTensor, weight: HeldWeight, turned: bool) -> Iterator[tuple[int, Array, Array]]:
     """First row, checkpoint's values, and held ones, in the held orientation; read row by row on both sides."""
     if not turned:
         for start, stop in weight.chunks():
             yield start, finite_rows(stored, start, stop), weight.rows(start, stop)
     elif weight.quantization is None:
         for start, stop in row_chunks(stored.shape):
-            yield start, finite_rows(stored, start, stop), weight.arrays[0][:, start:stop].T
+            yield start, finite_rows(stored, start, stop), weight.rows(0, weight.shape[0])[:, start:stop].T
     else:  # a block runs along the checkpoint's rows: the whole tensor is needed
         yield 0, np.ascontiguousarray(finite_rows(stored, 0, stored.shape[0]).T), weight.rows(0, weight.shape[0])
+
+
+def _shares(stored: StoredTensor, values: Array, held: Array, weight: HeldWeight, start: int) -> Array:
+    if weight.own and stored.encoding is not None:
+        moved = weight.quantization is not None and weight.quantization.moved
+        return own_shares(stored.encoding, values, held, start, moved)
+    if weight.quantization is None or weight.own:
+        return _dense_shares(values, held)
+    if (ends := weight.quantization.ends) is not None:
+        low, high = (read(start, start + len(held)) for read in ends)
+        return searched_shares(values, held, (low, high), weight.quantization.bits, weight.quantization.block)
+    return _block_shares(values, held, weight)
 
 
 def _dense_shares(values: Array, held: Array) -> Array:

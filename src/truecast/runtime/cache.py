@@ -1,5 +1,8 @@
 """The key/value cache of one batch, bound to a session once and reused by every step.
 
+Its elements are what the graph declares: floats, or the codes of a quantized cache (int8; uint8 with two codes of 4
+bits each, whose width is then half of a head's). Nothing here computes with them.
+
 Two kinds, because graphs come in two kinds. `SharedCache`: past and present of a layer are one buffer that the graph
 writes in place; it has spare capacity and grows by doubling. `ConcatenatedCache`: the graph returns a new, longer
 tensor at every step, which becomes the next step's past. Both own the IOBinding that carries them, so that a step binds
@@ -28,7 +31,7 @@ DEFAULT_CAPACITY = 256
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """One key or value tensor: its names as input and output, and its shape [batch, heads, length, width]."""
+    """One key or value tensor: its names as input and output; elements in the shape [batch, heads, length, width]."""
 
     past: str
     present: str
@@ -117,6 +120,11 @@ class SharedCache:
     def advance(self, new: int) -> None:
         """Counts `new` positions that the graph has written."""
         self.length += new
+
+    def held(self) -> dict[str, NDArray[Any]]:
+        """Views [batch, heads, length, width] of what is held, by the name of the past; valid until it grows."""
+        pairs = zip(self._tensors, self._buffers, strict=True)
+        return {tensor.past: buffer[:, :, : self.length] for tensor, buffer in pairs}
 
     def copy_row(self, row: int, source: KeyValueCache, offset: int = 0) -> None:
         """Copies the only row of `source` (of the same kind) to positions [offset, offset + its length) of `row`.

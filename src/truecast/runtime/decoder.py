@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from truecast.artifact import GraphInfo, read_manifest
 from truecast.errors import InputError
 from truecast.runtime.cache import ConcatenatedCache, KeyValueCache, SharedCache, cache_tensors
-from truecast.runtime.pages import use_huge_pages
+from truecast.runtime.pages import release_leftovers, use_huge_pages
 from truecast.runtime.providers import NOTHING, open_session
 
 KEEP_NAME = "num_logits_to_keep"
@@ -54,7 +54,9 @@ class Decoder:
             raise InputError(f"Decoding on {provider} is not possible yet, its cache lives in main memory; use cpu.")
         if info.cache is None:
             raise InputError(f"{folder} holds no decoder (no key/value cache); export a language model instead.")
-        session = open_session(folder / info.file, provider, threads, exact=exact, entries=entries)
+        wanted = {**info.session_entries, **entries}
+        session = open_session(folder / info.file, provider, threads, exact=exact, entries=wanted)
+        release_leftovers(folder.resolve())
         use_huge_pages()
         return cls(session, info)
 

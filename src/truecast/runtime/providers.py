@@ -24,10 +24,14 @@ ERROR_SEVERITY = 3
 """ONNX Runtime's log level for errors; warnings of the graph optimizer are of no use to a user."""
 
 EXACT_KEY = "mlas.qnbit.force_fp32"
+PAIRED_KEY = "session.qdq_matmulnbits_accuracy_level"
+"""Level of the products that ONNX Runtime makes of DequantizeLinear and MatMul; 0 takes float activations."""
+EXACT_ENTRIES: Mapping[str, str] = MappingProxyType({EXACT_KEY: "1", PAIRED_KEY: "0"})
 ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
 KNOWN_KEYS = frozenset(
     {
         EXACT_KEY,
+        PAIRED_KEY,
         ASSIGNMENT_KEY,
         "mlas.use_lut_gemm",
         "optimization.constant_folding_max_output_size_in_bytes",
@@ -121,7 +125,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """A session of `model` on `provider`, with `threads` threads (default: the processors this process may use).
 
-    `exact` switches the int8 activations of 4-bit products off. `entries` are further session keys. `optimize=False`
+    `exact` switches the int8 activations of 4-bit products off, and those of products made of DequantizeLinear.
+    `entries` are further session keys, of which `exact` overrides its own. `optimize=False`
     runs the graph as written. `profile` is the prefix of a profile file; `optimized_model` is where the graph is saved
     as ONNX Runtime rewrote it. Raises InputError for a name that is not known, a missing file, or a graph that ONNX
     Runtime refuses; TruecastError when the session is not what was asked for.
@@ -156,7 +161,7 @@ def session_options(
     options.log_severity_level = ERROR_SEVERITY
     options.intra_op_num_threads = _checked_threads(threads)
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    for key, value in (({EXACT_KEY: "1"} if exact else {}) | dict(entries)).items():
+    for key, value in {**entries, **(EXACT_ENTRIES if exact else {})}.items():
         if key not in KNOWN_KEYS:
             near = get_close_matches(key, KNOWN_KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see truecast.runtime.providers.KNOWN_KEYS."

@@ -10,8 +10,9 @@ from truecast.errors import InputError
 from truecast.targets.genai import GENAI
 from truecast.targets.model import Padding, Target
 from truecast.targets.onnxruntime import ONNXRUNTIME
+from truecast.targets.portable import PORTABLE
 
-TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target in (ONNXRUNTIME, GENAI)})
+TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target in (ONNXRUNTIME, GENAI, PORTABLE)})
 """Every target by its name, the default first."""
 
 

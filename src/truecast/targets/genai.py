@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from truecast.artifact import GraphInfo
+from truecast.artifact import CacheInfo, GraphInfo, TensorInfo
 from truecast.errors import InputError
 from truecast.targets.model import Padding, Target
 
@@ -136,7 +136,7 @@ def correct_tokenizer(config: Mapping[str, Any], tokenizer: Mapping[str, Any], c
 def _decoder(config: Mapping[str, Any], graph: GraphInfo, layers: int) -> dict[str, Any]:
     past = next(tensor for tensor in graph.inputs if tensor.name.startswith("past_key_values."))
     shape = {
-        "head_size": past.shape[3],
+        "head_size": _head_size(past, graph.cache),
         "num_key_value_heads": past.shape[1],
         "num_hidden_layers": layers,
         "num_attention_heads": _first(config, "num_attention_heads", "n_head", "num_heads"),
@@ -159,6 +159,12 @@ def _decoder(config: Mapping[str, Any], graph: GraphInfo, layers: int) -> dict[s
             "present_value_names": "present.%d.value",
         },
     }
+
+
+def _head_size(past: TensorInfo, cache: CacheInfo | None) -> int | str:
+    """Channels of a head; a quantized cache may hold two of them in an element."""
+    width = past.shape[3]
+    return width * cache.values_per_element if isinstance(width, int) and cache is not None else width
 
 
 def _first(config: Mapping[str, Any], *names: str) -> int | None:

@@ -36,7 +36,8 @@ class Target:
 
     `dialect` names the operators the graph may use; `position_ids` says whether they are an input. With
     `single_logits` the output `logits` is declared [batch, 1, vocab] and is taken, by default, at the last position
-    whose mask is 1 in every row; without, the middle dimension has a name and the last position is taken.
+    whose mask is 1 in every row; without, the middle dimension has a name and the last position is taken. `opsets` are
+    those a user may choose from; without any the dialect's own is used.
     """
 
     name: str
@@ -46,3 +47,4 @@ class Target:
     position_ids: bool
     single_logits: bool
     write_side_files: SideFileWriter
+    opsets: tuple[int, ...] = ()

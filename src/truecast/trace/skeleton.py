@@ -16,12 +16,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from truecast.checkpoint.model import Checkpoint
+from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.errors import InputError
 
 
 def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The transformers configuration of a checkpoint; InputError when transformers does not know its `model_type`."""
-    raw = dict(checkpoint.config)
+    raw = {key: value for key, value in checkpoint.config.items() if key not in CONFIG_KEYS}
     kind = raw.pop("model_type", None)
     if kind in CONFIG_MAPPING:
         try:

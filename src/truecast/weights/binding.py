@@ -33,10 +33,11 @@ class Operand:
 
 @dataclass(frozen=True)
 class Alias:
-    """A second initializer over the bytes of an operand, in another shape: two operators share one table that way."""
+    """A second initializer over the bytes of an operand, of its own dtype and shape: two operators share one table."""
 
     name: str
     operand: str
+    dtype: ir.DataType
     shape: tuple[int, ...]
 
 
@@ -45,7 +46,8 @@ class Binding:
     """One weight of the graph: made row by row from tensors of the checkpoint, never held as a whole.
 
     `packing` names the form for the manifest; `row_cost` is about how many source weights one row takes. `verbatim` is
-    the stored tensor whose very bytes are the only operand, if there is one.
+    the stored tensor whose very bytes are the only operand, if there is one. `own` says that the codes and scales are
+    the checkpoint's own.
     """
 
     operands: tuple[Operand, ...]
@@ -55,6 +57,7 @@ class Binding:
     row_cost: int
     produce: Produce
     verbatim: StoredTensor | None = None
+    own: bool = False
 
 
 def array_binding(name: str, array: Array, origin: str) -> Binding:
@@ -90,4 +93,6 @@ def stacked(bindings: Sequence[Binding], names: Sequence[str]) -> Binding:
         for name, operand in zip(names, first.operands, strict=True)
     )
     sources = tuple(source for binding in bindings for source in binding.sources)
-    return Binding(operands, sources, first.packing, rows, first.row_cost, produce)
+    packing = " + ".join(dict.fromkeys(binding.packing for binding in bindings))
+    own = all(binding.own for binding in bindings)
+    return Binding(operands, sources, packing, rows, first.row_cost, produce, own=own)

@@ -1,222 +1,285 @@
 """From abstract weight operators to those of ONNX Runtime, each with the bindings of its operands.
 
-Data flow: `truecast::Linear` and `truecast::Embedding` name a parameter → the precision decides the packing → the node
-becomes MatMul, FusedMatMul, MatMulNBits, Gather or GatherBlockQuantized → a `Binding` per operand, and one for every
-other initializer of the graph.
+Data flow: `truecast::Linear` and `truecast::Embedding` name a parameter → its precision decides its form (`forms`) →
+the node becomes products or lookups of that form (`emission`) → a `Binding` per form, and one for every other
+initializer of the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from truecast.checkpoint.model import Array, StoredTensor
-from truecast.dialects.expand import CONTRIB, NodeWriter
+from truecast.checkpoint.model import Array
+from truecast.dialects.expand import NodeWriter
 from truecast.errors import InputError
-from truecast.weights.binding import Alias, Binding, Operand, stacked
-from truecast.weights.quantize import blocks_per_row, quantize_rows
-from truecast.weights.sources import Sources, finite_rows
+from truecast.weights.binding import Alias, Binding, Operand, array_binding, stacked
+from truecast.weights.contrib import ContribEmitter
+from truecast.weights.emission import Emitter, float_table, group_sums, offsets_of, scales_of
+from truecast.weights.floats import dense_binding
+from truecast.weights.forms import Blocks, Bnb4, Floats, Form, alike, form_of, stack_blocks
+from truecast.weights.precision import Precision
+from truecast.weights.quantize import BLOCK_SIZES
+from truecast.weights.sources import Sources
+
+COLUMN_ORDER = "order of the columns"
+"""Packing of the index by which a product reads its input, where the checkpoint ordered its columns."""
 
 
 @dataclass(frozen=True)
-class Precision:
-    """How weights are held. `bits` is None for floats; `activations` concerns the products of quantized weights.
+class _Site:
+    """A linear leaf: its node, the weight and bias it names, and the name of its module."""
 
-    `as_stored` prefers operators that read a float weight as the checkpoint lays it out, [out, in].
-    """
-
+    node: ir.Node
+    weight: str
+    bias: str
     name: str
-    dtype: ir.DataType
-    bits: int | None = None
-    block: int = 32
-    activations: str = "int8"
-    as_stored: bool = False
+
+    @classmethod
+    def of(cls, node: ir.Node) -> _Site:
+        weight = node.attributes["weight"].as_string()
+        return cls(node, weight, node.attributes["bias"].as_string(), _module(weight))
 
     @property
-    def accuracy_level(self) -> int:
-        """MatMulNBits' accuracy level: 4 takes int8 activations, 0 floats."""
-        return 4 if self.activations == "int8" else 0
+    def input(self) -> ir.Value:
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def transposed(self) -> bool:
+        return bool(self.node.attributes["transposed"].as_int())
 
 
 @dataclass
 class Packer:
-    """Packs the weights of one graph; `bindings` grows as nodes are packed."""
+    """Packs the weights of one graph; `bindings` grows as nodes are packed.
+
+    `choose` gives the precision of a parameter, `precision` the one of everything else. `emitter` writes the nodes.
+    """
 
     model: ir.Model
     sources: Sources
     precision: Precision
     embedding: str
     head: str
+    choose: Callable[[str], Precision] | None = None
+    emitter: Emitter = field(default_factory=ContribEmitter)
     bindings: list[Binding] = field(default_factory=list)
     aliases: list[Alias] = field(default_factory=list)
-    _shared: dict[str, list[ir.Value]] = field(default_factory=dict)
+    _forms: dict[str, Form] = field(default_factory=dict)
+    _made: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
+    _levels: set[int] = field(default_factory=set)
 
     def pack(self) -> list[Binding]:
         """Packs every weight; afterwards the graph holds no abstract operator and every initializer is bound."""
         linears = [node for node in self.model.graph if node.op_type == "Linear"]
         embeddings = [node for node in self.model.graph if node.op_type == "Embedding"]
-        tied = self._tied()
+        tied = self.tied
         for node in embeddings:
             self._embedding(node, tied)
-        if self.precision.bits is not None:
-            for group in _siblings(linears):
-                self._block_siblings(group)
+        for group in _siblings(linears):
+            self._merged([_Site.of(node) for node in group])
         for node in linears:
             if node.graph is not None:
-                self._linear(node, tied)
+                self._linear(_Site.of(node), tied)
         bound = {operand.name for binding in self.bindings for operand in binding.operands}
         bound |= {alias.name for alias in self.aliases}
         for name, value in self.model.graph.initializers.items():
             if name not in bound and value.const_value is None:
-                self._dense(name, value)
+                self.bindings.append(dense_binding(name, self.sources[name], value.dtype or self.precision.dtype))
         return self.bindings
 
-    def _tied(self) -> bool:
+    @property
+    def session_entries(self) -> Mapping[str, str]:
+        """Session keys that the graph needs in ONNX Runtime; of several levels, the one that loses least."""
+        return self.emitter.session_entries(min(self._levels)) if self._levels else {}
+
+    @property
+    def tied(self) -> bool:
         """Whether head and embedding are one weight, so that one table may serve both."""
         if not self.head:
             return False
         return self.sources[self.head] is self.sources[self.embedding]
 
-    def _add(self, binding: Binding) -> list[ir.Value]:
+    def _precision(self, weight: str) -> Precision:
+        chosen = self.choose(weight) if self.choose is not None else self.precision
+        if chosen.bits is None or not self.tied or weight not in (self.embedding, self.head):
+            return chosen
+        # a lookup reads whole blocks, and a tied head must have the very numbers that it has
+        width = self.sources[weight].shape[1]
+        fitting = [size for size in BLOCK_SIZES if size <= chosen.block and width % size == 0]
+        return replace(chosen, block=max(fitting)) if fitting else replace(chosen, bits=None)
+
+    def _form(self, weight: str, transposed: bool = False) -> Form:
+        tensor = self.sources[weight]
+        if transposed and tensor.parts:  # a library stores [out, in], whatever the module holds
+            raise InputError(
+                f"{tensor.name} in {tensor.location.path} is quantized, and its module holds weights as [in, out]; "
+                "such a model can only be cast from floats."
+            )
+        if weight not in self._forms:
+            form = form_of(weight, tensor, self._precision(weight), transposed)
+            self._forms[weight] = self.emitter.placed(form)
+        return self._forms[weight]
+
+    # Initializers -----------------------------------------------------------------------------------------------
+
+    def _add(self, binding: Binding) -> dict[str, ir.Value]:
+        """The operands of a binding as initializers, made when they are first asked for."""
         graph = self.model.graph
-        if any(binding.operands == other.operands for other in self.bindings):
-            return [graph.initializers[operand.name] for operand in binding.operands]
-        values = []
-        for operand in binding.operands:
-            value = ir.Value(name=operand.name, shape=ir.Shape(operand.shape), type=ir.TensorType(operand.dtype))
-            graph.initializers.add(value)
-            values.append(value)
-        self.bindings.append(binding)
-        return values
+        if not any(binding.operands == other.operands for other in self.bindings):
+            for operand in binding.operands:
+                graph.initializers.add(_initializer(operand.name, operand.dtype, operand.shape))
+            self.bindings.append(binding)
+        return {operand.name: graph.initializers[operand.name] for operand in binding.operands}
 
-    # Linear -----------------------------------------------------------------------------------------------------
-
-    def _linear(self, node: ir.Node, tied: bool) -> None:
-        weight = node.attributes["weight"].as_string()
-        if self.precision.bits is None:
-            self._float_linear(node, weight, share=tied and weight == self.head)
-        else:
-            self._block_linear(node, weight, share=tied and weight == self.head)
-
-    def _bias(self, node: ir.Node) -> ir.Value | None:
-        name = node.attributes["bias"].as_string()
-        return self._vector(name) if name else None
+    def _alias(self, operand: Operand, other: Operand) -> ir.Value:
+        """The bytes of an operand as another one: under a name, a dtype and a shape of its own."""
+        alias = _initializer(other.name, other.dtype, other.shape)
+        self.model.graph.initializers.add(alias)
+        self.aliases.append(Alias(other.name, operand.name, other.dtype, other.shape))
+        return alias
 
     def _vector(self, name: str) -> ir.Value:
         if name not in self.model.graph.initializers:
             self._add(dense_binding(name, self.sources[name], self.precision.dtype))
         return self.model.graph.initializers[name]
 
-    def _block_siblings(self, nodes: Sequence[ir.Node]) -> None:
-        """Products of one input as one product: queries, keys and values; its result is split again."""
-        weights = [node.attributes["weight"].as_string() for node in nodes]
-        sizes = [node.attributes["N"].as_int() for node in nodes]
-        name = "+".join([_site(weights[0]), *(_site(w).rpartition(".")[2] for w in weights[1:])])
-        parts = [block_binding(w, self.sources[w], self.precision, transposed=False) for w in weights]
-        operands = self._add(stacked(parts, [f"{name}.codes", f"{name}.scales"]))
-        bias = None
-        if names := [b for node in nodes if (b := node.attributes["bias"].as_string())]:
-            vectors = [dense_binding(b, self.sources[b], self.precision.dtype) for b in names]
-            bias = self._add(stacked(vectors, [f"{name}.bias"]))[0]
-        write = NodeWriter(nodes[0])
-        product = self._product(write, nodes[0], operands, bias, sum(sizes), name)
-        splits = write.ops("Split", [product, write.ints(*sizes)], [_site(w) for w in weights], {"axis": -1})
-        for node, result in zip(nodes, splits, strict=True):
-            finish(node, result)
+    def _once(self, key: tuple[object, ...], make: Callable[[], ir.Value]) -> ir.Value:
+        """A computed value that several nodes share."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
-    def _product(
-        self,
-        write: NodeWriter,
-        node: ir.Node,
-        operands: Sequence[ir.Value],
-        bias: ir.Value | None,
-        outputs: int,
-        name: str,
-    ) -> ir.Value:
-        assert self.precision.bits is not None
-        attributes = {
-            "K": node.attributes["K"].as_int(),
-            "N": outputs,
-            "bits": self.precision.bits,
-            "block_size": self.precision.block,
-            "accuracy_level": self.precision.accuracy_level,
-        }
-        inputs: list[ir.Value | None] = [node.inputs[0], *operands]
-        if bias is not None:
-            inputs += [None, None, bias]
-        return write.op("MatMulNBits", inputs, attributes, domain=CONTRIB, name=name)
+    # Linear -----------------------------------------------------------------------------------------------------
 
-    def _block_linear(self, node: ir.Node, weight: str, share: bool) -> None:
-        operands = self._shared.get(self.embedding, []) if share else []
-        if len(operands) != 2:  # a table of floats cannot serve both
-            transposed = bool(node.attributes["transposed"].as_int())
-            binding = block_binding(weight, self.sources[weight], self.precision, transposed)
-            operands = self._add(binding)
-        outputs = node.attributes["N"].as_int()
-        finish(node, self._product(NodeWriter(node), node, operands, self._bias(node), outputs, _site(weight)))
-
-    def _float_linear(self, node: ir.Node, weight: str, share: bool) -> None:
-        write = NodeWriter(node)
-        bias = self._bias(node)
-        name = _site(weight)
-        transposed = bool(node.attributes["transposed"].as_int())
-        if share or (self.precision.as_stored and not transposed):
-            binding = dense_binding(weight, self.sources[weight], self.precision.dtype)
-            table = self._shared[self.embedding][0] if share else self._add(binding)[0]
-            product = write.op("FusedMatMul", [node.inputs[0], table], {"transB": 1}, domain=CONTRIB, name=name)
+    def _linear(self, site: _Site, tied: bool) -> None:
+        shared = tied and site.weight == self.head
+        form = self._form(self.embedding if shared else site.weight, site.transposed)
+        bias = self._vector(site.bias) if site.bias else None
+        write = NodeWriter(site.node)
+        if isinstance(form, Blocks):
+            result = self._blocks(write, form, site.input, bias, self._level(site.weight), site.name)
         else:
-            binding = dense_binding(weight, self.sources[weight], self.precision.dtype, transpose=not transposed)
-            product = write.op("MatMul", [node.inputs[0], *self._add(binding)], name=name)
-        if bias is not None:
-            product.name = f"{name}.product"
-            product = write.op("Add", [product, bias], name=name)
-        finish(node, product)
+            result = self._added(write, self._plain(write, form, site, shared, bias is not None), bias, site.name)
+        finish(site.node, result)
+
+    def _level(self, weight: str) -> int:
+        return self._precision(weight).accuracy_level
+
+    def _added(self, write: NodeWriter, product: ir.Value, bias: ir.Value | None, name: str) -> ir.Value:
+        return product if bias is None else write.op("Add", [product, bias], name=name)
+
+    def _plain(self, write: NodeWriter, form: Form, site: _Site, shared: bool, part: bool) -> ir.Value:
+        """The product without its bias; `part` says that something is still to be added."""
+        name = f"{site.name}.product" if part else site.name
+        if isinstance(form, Bnb4):
+            return self.emitter.bnb4_product(write, form, site.input, self._add(form.binding), name)
+        assert isinstance(form, Floats)
+        dtype = self.precision.dtype
+        whole = form.table.dtype == dtype and not form.scales
+        if whole and not shared and (site.transposed or not self.precision.as_stored):
+            turned = dense_binding(site.weight, self.sources[site.weight], dtype, transpose=not site.transposed)
+            return write.op("MatMul", [site.input, *self._add(turned).values()], name=name)
+        values = self._add(form.binding)
+        table = self._once(("table", form.table.name), lambda: float_table(write, form, values, dtype))
+        if site.transposed:
+            return write.op("MatMul", [site.input, table], name=name)
+        return self.emitter.product(write, site.input, table, name)
+
+    def _merged(self, sites: Sequence[_Site]) -> None:
+        """Products of one input as one product, where their weights are alike; its result is split again."""
+        forms = [self._form(site.weight) for site in sites]
+        if not alike(forms) or len({self._level(site.weight) for site in sites}) > 1:
+            return
+        name = "+".join([sites[0].name, *(site.name.rpartition(".")[2] for site in sites[1:])])
+        form = stack_blocks(name, [form for form in forms if isinstance(form, Blocks)])
+        self._add(form.binding)
+        bias = None
+        if names := [site.bias for site in sites if site.bias]:
+            vectors = [dense_binding(bias, self.sources[bias], self.precision.dtype) for bias in names]
+            bias = self._add(stacked(vectors, [f"{name}.bias"]))[f"{name}.bias"]
+        write = NodeWriter(sites[0].node)
+        product = self._blocks(write, form, sites[0].input, bias, self._level(sites[0].weight), name)
+        sizes = write.ints(*(site.node.attributes["N"].as_int() for site in sites))
+        splits = write.ops("Split", [product, sizes], [site.name for site in sites], {"axis": -1})
+        for site, result in zip(sites, splits, strict=True):
+            finish(site.node, result)
+
+    def _blocks(
+        self, write: NodeWriter, form: Blocks, x: ir.Value, bias: ir.Value | None, level: int, name: str
+    ) -> ir.Value:
+        values = self._add(form.binding)
+        self._levels.add(level)
+        operands = self._block_operands(write, form, values)
+        if form.order is not None:
+            x = self._reordered(write, x, form.order)
+        if not form.offsets:
+            return self.emitter.block_product(write, form, x, operands, bias, level, name)
+        product = self.emitter.block_product(write, form, x, operands, bias, level, f"{name}.product")
+        sums = self._once(("sums", x, form.group), lambda: group_sums(write, x, form))
+        offsets = self._offsets(write, form, values)
+        moved = self.emitter.product(write, sums, offsets, f"{name}.moved")
+        return write.op("Add", [product, moved], name=name)
+
+    def _block_operands(self, write: NodeWriter, form: Blocks, values: dict[str, ir.Value]) -> list[ir.Value | None]:
+        """Codes, scales and zero points."""
+        dtype = self.precision.dtype
+        scales = self._once(("scales", form.scales[0].name), lambda: scales_of(write, values, form, dtype))
+        return [values[form.codes.name], scales, values[form.zeros.name] if form.zeros is not None else None]
+
+    def _offsets(self, write: NodeWriter, form: Blocks, values: dict[str, ir.Value]) -> ir.Value:
+        dtype = self.precision.dtype
+        return self._once(("offsets", form.offsets[0].name), lambda: offsets_of(write, values, form, dtype))
+
+    def _reordered(self, write: NodeWriter, x: ir.Value, order: Array) -> ir.Value:
+        """The columns of x as the codes have them; once for all products that read them alike."""
+
+        def make() -> ir.Value:
+            orders = sum(binding.packing == COLUMN_ORDER for binding in self.bindings)
+            binding = array_binding(f"column_order.{orders}", order.astype(np.int64), COLUMN_ORDER)
+            return write.op("Gather", [x, *self._add(binding).values()], {"axis": -1})
+
+        return self._once(("order", x, order.tobytes()), make)
 
     # Embedding --------------------------------------------------------------------------------------------------
 
     def _embedding(self, node: ir.Node, tied: bool) -> None:
-        weight, width = node.attributes["weight"].as_string(), node.attributes["H"].as_int()
-        is_tokens = weight == self.embedding
-        if self.precision.bits is not None and is_tokens and width % self.precision.block == 0:
-            self._block_embedding(node, weight, tied)
-        else:
-            self._float_embedding(node, weight)
+        weight, ids = node.attributes["weight"].as_string(), node.inputs[0]
+        assert ids is not None
+        form = self._table_form(weight)
+        write, name = NodeWriter(node), _module(weight)
+        if isinstance(form, Blocks):
+            values = self._add(form.binding if tied and weight == self.embedding else in_rows(form).binding)
+            codes, scales, zeros = self._block_operands(write, form, values)
+            if tied and weight == self.embedding:  # the head wants blocks, the lookup rows: one table, two shapes
+                codes = self._alias(form.codes, replace(in_rows(form).codes, name=f"{weight}.rows"))
+            offsets = self._offsets(write, form, values) if form.offsets else None
+            finish(node, self.emitter.block_lookup(write, form, ids, [codes, scales, zeros], offsets, name))
+            return
+        assert isinstance(form, Floats)
+        values = self._add(form.binding)
+        dtype = self.precision.dtype
+        if form.scales or form.table.dtype == dtype:
+            table = self._once(("table", form.table.name), lambda: float_table(write, form, values, dtype))
+            finish(node, write.op("Gather", [table, ids], {"axis": 0}, name=name))
+            return
+        rows = write.op("Gather", [values[form.table.name], ids], {"axis": 0}, name=f"{name}.stored")
+        finish(node, write.op("Cast", [rows], {"to": dtype}, name=name))
 
-    def _block_embedding(self, node: ir.Node, weight: str, tied: bool) -> None:
-        write, precision = NodeWriter(node), self.precision
-        assert precision.bits is not None
-        binding = block_binding(weight, self.sources[weight], precision, transposed=False)
-        if tied:  # the head wants the codes in blocks, the lookup in rows: one table, two shapes
-            self._shared[weight] = self._add(binding)
-            scales = self._shared[weight][1]
-            table = self._alias(binding.operands[0], f"{weight}.rows")
-        else:
-            table, scales = self._add(in_rows(binding))
-        attributes = {"bits": precision.bits, "block_size": precision.block, "gather_axis": 0, "quantize_axis": 1}
-        inputs = [table, node.inputs[0], scales]
-        finish(node, write.op("GatherBlockQuantized", inputs, attributes, domain=CONTRIB, name=_site(weight)))
-
-    def _alias(self, operand: Operand, name: str) -> ir.Value:
-        """The bytes of an operand as a matrix of rows, under a name of its own."""
-        shape = _row_shape(operand)
-        alias = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(operand.dtype))
-        self.model.graph.initializers.add(alias)
-        self.aliases.append(Alias(name, operand.name, shape))
-        return alias
-
-    def _float_embedding(self, node: ir.Node, weight: str) -> None:
-        if weight not in self._shared:
-            self._shared[weight] = self._add(dense_binding(weight, self.sources[weight], self.precision.dtype))
-        table = self._shared[weight]
-        finish(node, NodeWriter(node).op("Gather", [*table, node.inputs[0]], {"axis": 0}, name=_site(weight)))
-
-    def _dense(self, name: str, value: ir.Value) -> None:
-        dtype = value.dtype or self.precision.dtype
-        self.bindings.append(dense_binding(name, self.sources[name], dtype))
+    def _table_form(self, weight: str) -> Form:
+        """The form of a lookup's table: blocks only for the tokens' own, and where its rows are whole blocks."""
+        form, precision = self._form(weight), self._precision(weight)
+        quantized_here = precision.bits is not None and weight != self.embedding
+        in_blocks = isinstance(form, Blocks) and form.serves_lookups
+        if isinstance(form, Floats) or (in_blocks and not quantized_here):
+            return form
+        binding = dense_binding(weight, self.sources[weight], self.precision.dtype)
+        return Floats(binding, binding.operands[0])
 
 
 def _siblings(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
@@ -252,7 +315,7 @@ PER_HEAD = frozenset({"Rotary", "RotaryEmbedding", "SimplifiedLayerNormalization
 """Operators between a projection and attention that leave the heads where they are."""
 
 
-def _site(weight: str) -> str:
+def _module(weight: str) -> str:
     """The name of the module that owns a weight; its output value carries it, so that a proof can find it."""
     return weight.removesuffix(".weight")
 
@@ -268,84 +331,15 @@ def finish(node: ir.Node, result: ir.Value) -> None:
     node.graph.remove(node, safe=True)
 
 
-def dense_binding(name: str, tensor: StoredTensor, dtype: ir.DataType, transpose: bool = False) -> Binding:
-    """A float tensor as it is, or with its two axes swapped."""
-    target = dtype.numpy()
-    if transpose:
-        columns, width = tensor.shape
-
-        def produce(start: int, stop: int) -> Sequence[Array]:
-            strip = np.empty((stop - start, columns), target)
-            step = max(1, ROWS_AT_ONCE // width)
-            for row in range(0, columns, step):
-                end = min(row + step, columns)
-                strip[:, row:end] = cast(finite_rows(tensor, row, end)[:, start:stop].T, target, name)
-            return [strip]
-
-        operand = Operand(f"{name}.transposed", dtype, (width, columns))
-        return Binding((operand,), (tensor.name,), f"dense {_word(dtype)}, transposed", width, columns, produce)
-
-    def produce_rows(start: int, stop: int) -> Sequence[Array]:
-        return [cast(finite_rows(tensor, start, stop), target, name)]
-
-    rows = tensor.shape[0] if tensor.shape else 1
-    operand = Operand(name, dtype, tensor.shape)
-    same = tensor if tensor.verbatim and tensor.dtype == target else None
-    packing, cost = f"dense {_word(dtype)}", tensor.size // max(rows, 1)
-    return Binding((operand,), (tensor.name,), packing, rows, cost, produce_rows, same)
-
-
-ROWS_AT_ONCE = 1 << 24
-"""Weights read at once while transposing (64 MiB of float32)."""
-
-
-def cast(values: Array, target: np.dtype[Any], name: str) -> Array:
-    """Float32 values as `target`; raises InputError when float16 cannot hold them."""
-    with np.errstate(over="ignore"):
-        result: Array = values.astype(target)
-    if target == np.float16 and not np.isfinite(result).all():
-        raise InputError(f"{name!r} holds values beyond float16's range (65504); choose --precision fp32 or int4.")
-    return result
-
-
-def block_binding(name: str, tensor: StoredTensor, precision: Precision, transposed: bool) -> Binding:
-    """Codes and scales of a weight [out, in] (or [in, out] when transposed), quantized along `in`."""
-    bits, block = precision.bits, precision.block
-    assert bits is not None
-    rows, width = tensor.shape[::-1] if transposed else tensor.shape
-    blocks = blocks_per_row(width, block)
-    scale = precision.dtype
-
-    def produce(start: int, stop: int) -> Sequence[Array]:
-        if transposed:
-            values = np.ascontiguousarray(finite_rows(tensor, 0, width)[:, start:stop].T)
-        else:
-            values = finite_rows(tensor, start, stop)
-        codes, scales = quantize_rows(values, bits, block)
-        return [codes, scales.astype(scale.numpy())]
-
-    return Binding(
-        operands=(
-            Operand(f"{name}.codes", ir.DataType.UINT8, (rows, blocks, block * bits // 8)),
-            Operand(f"{name}.scales", scale, (rows, blocks)),
-        ),
-        sources=(tensor.name,),
-        packing=f"int{bits} block {block}, symmetric",
-        rows=rows,
-        row_cost=width,
-        produce=produce,
-    )
-
-
-def in_rows(binding: Binding) -> Binding:
-    """A block binding whose codes are a matrix of rows, as GatherBlockQuantized wants them."""
-    codes, scales = binding.operands
-    return replace(binding, operands=(replace(codes, shape=_row_shape(codes)), scales))
+def in_rows(form: Blocks) -> Blocks:
+    """Blocks whose codes are a matrix of bytes, as lookups want them."""
+    codes = replace(form.codes, dtype=ir.DataType.UINT8, shape=_row_shape(form.codes))
+    return replace(form, codes=codes, binding=replace(form.binding, operands=(codes, *form.binding.operands[1:])))
 
 
 def _row_shape(operand: Operand) -> tuple[int, int]:
     return operand.shape[0], operand.nbytes // operand.shape[0]
 
 
-def _word(dtype: ir.DataType) -> str:
-    return {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}.get(dtype, dtype.name.lower())
+def _initializer(name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))

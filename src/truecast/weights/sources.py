@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 
 from truecast.checkpoint.model import Array, Checkpoint, StoredTensor
@@ -17,6 +18,8 @@ NEVER_PARAMETERS = (
 )
 """Tensors that older versions of transformers saved although they are no weights."""
 
+COMPARED_AT_ONCE = 1 << 24
+"""Values of a tied weight and its copy that are compared at once."""
 NAMED_AT_MOST = 5
 """How many names one error lists."""
 
@@ -89,8 +92,27 @@ class Sources:
 
     def _reason(self, name: str) -> str | None:
         if (target := self.tied.get(self.rename(name))) is not None:
+            self._require_same(name, target)
             return f"tied to {target}"
         return next((reason for pattern, reason in NEVER_PARAMETERS if pattern.search(name)), None)
+
+    def _require_same(self, name: str, target: str) -> None:
+        """A second copy of a tied weight may be left out; a weight of its own may not (transformers unties the two)."""
+        tensor, kept = self.checkpoint.tensors[name], self[target]
+        if not _same(tensor, kept):
+            raise InputError(
+                f"{name} in {tensor.location.path} is not {kept.name}, to which config.json ties it; "
+                "set tie_word_embeddings to false there if it is meant."
+            )
+
+
+def _same(left: StoredTensor, right: StoredTensor) -> bool:
+    """Whether two tensors hold the same values; codes of a weight's own are never taken for a copy."""
+    if left.shape != right.shape or left.encoding is not right.encoding:
+        return False
+    step = max(1, COMPARED_AT_ONCE // max(1, left.size // max(1, left.shape[0])))
+    starts = range(0, left.shape[0], step)
+    return all(np.array_equal(left.rows(start, start + step), right.rows(start, start + step)) for start in starts)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -101,11 +123,30 @@ def _listed(names: Iterable[str]) -> str:
 
 def finite_rows(tensor: StoredTensor, start: int, stop: int) -> Array:
     """Rows of a stored float tensor as float32; raises InputError at the first NaN or infinity."""
-    rows = np.asarray(tensor.rows(start, stop), dtype=np.float32)
-    if not np.isfinite(rows).all():
-        bad = start + int(np.argmin(np.isfinite(rows).reshape(rows.shape[0], -1).all(1))) if rows.ndim else 0
+    return np.asarray(stored_rows(tensor, start, stop), dtype=np.float32)
+
+
+def stored_rows(tensor: StoredTensor, start: int, stop: int) -> Array:
+    """Rows of a stored float tensor in its own dtype; raises InputError at the first NaN or infinity."""
+    rows = tensor.rows(start, stop)
+    if not all_finite(rows):
+        finite = np.isfinite(np.asarray(rows, np.float32))
+        bad = start + int(np.argmin(finite.reshape(rows.shape[0], -1).all(1))) if rows.ndim else 0
         raise InputError(
             f"{tensor.name!r} in {tensor.location.path} holds NaN or infinity (row {bad}); "
             "the checkpoint is damaged, download or save it again."
         )
     return rows
+
+
+EXPONENTS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
+"""The bits of the exponent: all set in NaN and infinity."""
+
+
+def all_finite(values: Array) -> bool:
+    """Whether there is neither NaN nor infinity; 16-bit floats are looked at as bits, which is five times as fast."""
+    mask = EXPONENTS.get(values.dtype)
+    if mask is None:
+        return bool(np.isfinite(np.asarray(values, np.float32)).all())
+    bits = np.ascontiguousarray(values).view(np.uint16)
+    return not bool(((bits & np.uint16(mask)) == mask).any())

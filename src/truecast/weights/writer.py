@@ -42,9 +42,9 @@ class Placed:
     offset: int
 
 
-def layout(bindings: Sequence[Binding]) -> tuple[list[list[Placed]], int]:
-    """Places every operand; returns them per binding, and the size of the file in bytes."""
-    position, places = 0, []
+def layout(bindings: Sequence[Binding], start: int = 0) -> tuple[list[list[Placed]], int]:
+    """Places every operand behind `start` bytes; returns them per binding, and the size of the file in bytes."""
+    position, places = start, []
     for binding in bindings:
         row = []
         for operand in binding.operands:
@@ -62,7 +62,7 @@ def write_weights(path: Path, bindings: Sequence[Binding], progress: Progress | 
     require_space(path.parent, size)
     total = sum(binding.rows * binding.row_cost for binding in bindings)
     done = 0
-    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    threads = _threads()
     with path.open("wb") as file, ThreadPoolExecutor(threads) as pool:
         file.truncate(size)
         jobs = _jobs(bindings, places, file.fileno())
@@ -82,6 +82,22 @@ def require_space(folder: Path, size: int) -> None:
             f"{folder} has {free / 1e9:.2f} GB free, but the weights need {size / 1e9:.2f} GB; "
             "free some space or choose another folder."
         )
+
+
+def append_weights(model: ir.Model, path: Path, bindings: Sequence[Binding]) -> list[WeightInfo]:
+    """Writes a few small weights behind those in `path`, and makes the graph's initializers refer to them."""
+    places, size = layout(bindings, path.stat().st_size if path.is_file() else 0)
+    require_space(path.parent, size)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.ftruncate(descriptor, size)
+        for binding, row in zip(bindings, places, strict=True):
+            _job(binding, row, 0, binding.rows, descriptor)()
+    finally:
+        os.close(descriptor)
+    for place in (place for row in places for place in row):
+        _refer(model, place.operand, path.name, place.offset, path.parent)
+    return _accounts(path, bindings, places)
 
 
 Job = Callable[[], int]
@@ -125,16 +141,24 @@ def _run(pool: ThreadPoolExecutor, jobs: Iterator[Job], at_once: int) -> Iterato
 
 
 def _accounts(path: Path, bindings: Sequence[Binding], places: Sequence[list[Placed]]) -> list[WeightInfo]:
-    with path.open("rb") as file:
-        return [
-            WeightInfo(
+    """The manifest's entries; hashing takes as long as writing, so all cores take part."""
+
+    def account(binding: Binding, row: list[Placed]) -> WeightInfo:
+        with path.open("rb") as file:
+            return WeightInfo(
                 initializers=[place.operand.name for place in row],
                 sources=list(binding.sources),
                 packing=binding.packing,
                 sha256=_digest(file, row),
+                own=binding.own,
             )
-            for binding, row in zip(bindings, places, strict=True)
-        ]
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        return list(pool.map(account, bindings, places))
+
+
+def _threads() -> int:
+    return min(MAX_THREADS, len(os.sched_getaffinity(0)))
 
 
 def link_weights(folder: Path, bindings: Sequence[Binding]) -> list[WeightInfo]:
@@ -173,14 +197,18 @@ def attach_links(model: ir.Model, bindings: Sequence[Binding], folder: Path) -> 
     for binding in bindings:
         assert binding.verbatim is not None
         location, operand = binding.verbatim.location, binding.operands[0]
-        _refer(model, operand.name, operand, location.path.name, location.offset, operand.shape, folder)
+        _refer(model, operand, location.path.name, location.offset, folder)
 
 
-def _refer(
-    model: ir.Model, name: str, operand: Operand, file: str, offset: int, shape: tuple[int, ...], folder: Path
-) -> None:
-    model.graph.initializers[name].const_value = ir.ExternalTensor(
-        file, offset, operand.nbytes, operand.dtype, shape=ir.Shape(shape), name=name, base_dir=folder
+def _refer(model: ir.Model, operand: Operand, file: str, offset: int, folder: Path) -> None:
+    model.graph.initializers[operand.name].const_value = ir.ExternalTensor(
+        file,
+        offset,
+        operand.nbytes,
+        operand.dtype,
+        shape=ir.Shape(operand.shape),
+        name=operand.name,
+        base_dir=folder,
     )
 
 
@@ -205,7 +233,7 @@ def attach(
 ) -> None:
     """Makes every bound initializer, and every alias of one, refer to its place in the data file."""
     placed = {place.operand.name: place for row in layout(bindings)[0] for place in row}
-    named = [(name, place, place.operand.shape) for name, place in placed.items()]
-    named += [(alias.name, placed[alias.operand], alias.shape) for alias in aliases]
-    for name, place, shape in named:
-        _refer(model, name, place.operand, data_name, place.offset, shape, folder)
+    named = [(place.operand, place) for place in placed.values()]
+    named += [(Operand(alias.name, alias.dtype, alias.shape), placed[alias.operand]) for alias in aliases]
+    for operand, place in named:
+        _refer(model, operand, data_name, place.offset, folder)

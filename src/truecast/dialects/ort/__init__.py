@@ -1,8 +1,9 @@
 """The dialect of ONNX Runtime: standard operators plus com.microsoft."""
 
 from truecast.dialects.model import Dialect
+from truecast.dialects.modules import ActivationLowering, EmbeddingLowering, LinearLowering
 from truecast.dialects.ort.attention import GroupQueryAttention
-from truecast.dialects.ort.modules import ActivationLowering, EmbeddingLowering, LinearLowering, NormLowering
+from truecast.dialects.ort.modules import NormLowering
 from truecast.dialects.ort.rotary import RotaryEmbedding
 
 ORT = Dialect(

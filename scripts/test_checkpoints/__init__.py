@@ -1,0 +1,1 @@
+"""Scripts that make the true checkpoints under tests/data with the libraries that define their formats."""

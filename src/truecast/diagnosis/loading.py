@@ -1,0 +1,94 @@
+"""Reads an ONNX file without its weights.
+
+External data stays on disk and is mapped only when a rule reads some of it; a tensor whose file lies outside the
+model's folder is never opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import InlinePass
+
+from truecast.artifact import MANIFEST_NAME, read_manifest
+from truecast.errors import InputError
+
+PROTOBUF_LIMIT = (1 << 31) - 1
+"""Bytes that one protobuf message can have."""
+
+
+@dataclass(frozen=True)
+class ExternalData:
+    """Where one initializer's bytes lie: the file as written in the model, and its range of bytes."""
+
+    name: str
+    location: str
+    folder: Path
+    offset: int
+    length: int | None
+
+    @property
+    def path(self) -> Path:
+        """The file, not followed."""
+        return self.folder / self.location
+
+    @property
+    def inside(self) -> bool:
+        """Whether the file lies in the model's folder, also after following links."""
+        if Path(self.location).is_absolute() or ".." in Path(self.location).parts:
+            return False
+        return self.path.resolve().is_relative_to(self.folder.resolve())
+
+
+def find_graph(path: Path) -> Path:
+    """The ONNX file that `path` means: itself, an artifact's graph, or the only one of a folder."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give an ONNX file or a folder with one.")
+    if not path.is_dir():
+        return path
+    if (path / MANIFEST_NAME).is_file():
+        return path / read_manifest(path).graph.file
+    found = sorted(path.glob("*.onnx"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found[:5]) or "none"
+        raise InputError(f"{path} holds {len(found)} ONNX files ({names}); name the one to look at.")
+    return found[0]
+
+
+def read_model(file: Path) -> ir.Model:
+    """The model with its functions inlined, and its weights where they are; raises InputError when it is none."""
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; give an ONNX file or a folder with one.")
+    size = file.stat().st_size
+    if size > PROTOBUF_LIMIT:
+        raise InputError(f"{file} has {size} bytes and an ONNX file can have 2 GiB; save its weights as external data.")
+    if size == 0:
+        raise InputError(f"{file} is empty; write the model again.")
+    model = _parsed(file)
+    if not model.graph.outputs or not model.opset_imports:
+        raise InputError(f"{file} is no ONNX model: it has no graph with outputs; give the file that the export wrote.")
+    return InlinePass()(model).model if model.functions else model
+
+
+def _parsed(file: Path) -> ir.Model:
+    try:
+        return ir.load(file, format="protobuf")
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is no ONNX model or is cut short ({error}); write it again.") from error
+    except (ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{file} holds no valid ONNX graph ({reason}); export it again.") from error
+
+
+def external_data(model: ir.Model, folder: Path) -> Iterator[ExternalData]:
+    """Every initializer whose bytes are in another file, those of subgraphs too."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                place = str(tensor.location)
+                yield ExternalData(str(value.name), place, folder, tensor.offset or 0, tensor.length)

@@ -1,0 +1,248 @@
+"""TC1xx: does the runtime know the operators, and has the provider kernels for them?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import onnx_ir as ir
+
+from truecast.diagnosis.evidence import Evidence, label
+from truecast.diagnosis.inference import forbidden_dtypes, type_name
+from truecast.diagnosis.model import SHOWN_NAMES, Seen, seen
+from truecast.diagnosis.placement import Place
+from truecast.diagnosis.rules.rule import ERROR, WARNING, Rule
+from truecast.diagnosis.schemas import standard
+
+LARGEST_OPSET, LARGEST_IR = 26, 13
+"""What ONNX Runtime 1.31 loads (opset 27 only with an environment variable)."""
+FEW_COPIES = 8
+"""Memcpy nodes that a graph may have at its ends without a measurable cost."""
+BUILT_IN = ("", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+INTEGER_PRODUCTS = ("MatMulInteger", "DynamicQuantizeLinear", "ConvInteger", "DynamicQuantizeMatMul")
+HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+STANDARD_ATTENTION, PAST_KEY, PRESENT_KEY = "Attention", 4, 1
+MOE_THIRD_WEIGHT = 6
+
+
+def operators(nodes: Iterable[ir.Node], evidence: Evidence) -> str:
+    """The operators of some nodes with their versions, dtypes and numbers: "3 Elu-22 (float)"."""
+    counts = Counter(_operator(node, evidence) for node in nodes)
+    shown = [f"{count} {name}" for name, count in counts.most_common(SHOWN_NAMES)]
+    return ", ".join(shown) + (", …" if len(counts) > SHOWN_NAMES else "")
+
+
+def _operator(node: ir.Node, evidence: Evidence) -> str:
+    schema = evidence.schema(node)
+    version = f"-{schema.since}" if schema is not None else ""
+    prefix = f"{standard(node.domain)}." if standard(node.domain) else ""
+    dtypes = dict.fromkeys(
+        evidence.types[value] for value in node.inputs if value in evidence.types and value is not None
+    )
+    names = ", ".join(type_name(dtype).removeprefix("tensor(").rstrip(")") for dtype in dtypes)
+    return f"{prefix}{node.op_type}{version} ({names})"
+
+
+def opset_too_new(evidence: Evidence) -> Seen | None:
+    """P1: the stamped opset is one that the runtime refuses."""
+    opset = evidence.opsets.get("", 0)
+    return (
+        Seen((), 1, f"opset {opset}, and ONNX Runtime 1.31 loads up to {LARGEST_OPSET}")
+        if opset > LARGEST_OPSET
+        else None
+    )
+
+
+def ir_too_new(evidence: Evidence) -> Seen | None:
+    """P1: the same for the version of the file's own format."""
+    version = evidence.model.ir_version
+    return (
+        Seen((), 1, f"IR {version}, and ONNX Runtime 1.31 loads up to {LARGEST_IR}") if version > LARGEST_IR else None
+    )
+
+
+def unknown_operator(evidence: Evidence) -> Seen | None:
+    """P4: an operator that does not exist at the stamped opset, as a failed version conversion leaves behind."""
+    unknown = [n for n in evidence.nodes if standard(n.domain) in BUILT_IN and evidence.schema(n) is None]
+    return seen(map(label, unknown), f"at opset {evidence.opsets.get('', 0)}")
+
+
+def foreign_operator(evidence: Evidence) -> Seen | None:
+    """Operators of a domain that needs a library of its own."""
+    foreign = [node for node in evidence.nodes if standard(node.domain) not in BUILT_IN]
+    return seen(map(label, foreign), f"domains {', '.join(sorted({node.domain for node in foreign}))}")
+
+
+def schema_broken(evidence: Evidence) -> Seen | None:
+    """P2: attributes or numbers of inputs that the runtime's own version of the operator does not have."""
+    return seen(
+        f"{label(node)} ({fault})"
+        for node in evidence.nodes
+        if node.op_type != "QAttention"
+        for fault in _schema_faults(node, evidence)
+    )
+
+
+def _schema_faults(node: ir.Node, evidence: Evidence) -> Iterator[str]:
+    schema = evidence.schema(node)
+    if schema is None:
+        return
+    yield from (
+        f"{schema.name}-{schema.since} has no {name}" for name in node.attributes if name not in schema.attributes
+    )
+    given = len(node.inputs)
+    if not schema.least_inputs <= given <= schema.most_inputs:
+        yield f"{given} inputs, not {schema.least_inputs} to {schema.most_inputs}"
+
+
+def no_kernel(evidence: Evidence) -> Seen | None:
+    """A node that no provider of the build can run: the model does not load."""
+    nodes = [node for node in evidence.placement.at(Place.NOWHERE) if not _has_other_finding(node, evidence)]
+    return seen(map(label, nodes), operators(nodes, evidence))
+
+
+def _has_other_finding(node: ir.Node, evidence: Evidence) -> bool:
+    """Whether the cause is bfloat16 on the processor, or a dtype that the operator does not allow anywhere."""
+    schema = evidence.schema(node)
+    if schema is not None and forbidden_dtypes(node, schema, evidence.types):
+        return True
+    return evidence.provider == "cpu" and any(
+        evidence.types.get(value) is ir.DataType.BFLOAT16
+        for value in (*node.inputs, *node.outputs)
+        if value is not None
+    )
+
+
+def falls_back(evidence: Evidence) -> Seen | None:
+    """P6, P28: nodes that the provider leaves to the processor for want of a kernel."""
+    if evidence.provider == "cpu":
+        return None
+    nodes = [*evidence.placement.at(Place.HOST), *evidence.placement.at(Place.CAST)]
+    fix = None
+    if any(node.op_type in INTEGER_PRODUCTS for node in nodes):
+        fix = "Quantize the weights only (MatMulNBits) or use QDQ: dynamic int8 has kernels on the processor alone."
+    return seen(map(label, nodes), operators(nodes, evidence), fix=fix)
+
+
+def copies_repeat(evidence: Evidence) -> Seen | None:
+    """P6, P28: many Memcpy nodes, or some in every layer."""
+    copies, growing = evidence.placement.copies, evidence.placement.growing
+    if len(copies) <= FEW_COPIES and not growing:
+        return None
+    per_layer = Counter(copy.layer for copy in copies if copy.layer is not None)
+    layers = (
+        f", about {len(copies) / len(per_layer):.0f} for each of {len(per_layer)} layers" if len(per_layer) > 1 else ""
+    )
+    names = [f"{'→ processor' if copy.to_host else '→ device'} {copy.value.name}" for copy in copies]
+    growth = "; it grows with depth" if growing else "; it does not grow with depth"
+    return seen(names, f"{len(copies)} Memcpy nodes predicted{layers}{growth}")
+
+
+def refuses_at_run(evidence: Evidence) -> Seen | None:
+    """P8: a kernel that is registered, and fails when it is run."""
+    return seen(f"{label(node)} ({reason})" for node in evidence.nodes if (reason := _refusal(node, evidence)))
+
+
+def _refusal(node: ir.Node, evidence: Evidence) -> str | None:
+    if node.op_type == STANDARD_ATTENTION and not standard(node.domain):
+        has_past = len(node.inputs) > PAST_KEY and node.inputs[PAST_KEY] is not None
+        has_present = len(node.outputs) > PRESENT_KEY and bool(node.outputs[PRESENT_KEY].name)
+        return "it has a past and no present output" if has_past and not has_present else None
+    if node.op_type == "MoE" and evidence.provider == "cpu":
+        third = len(node.inputs) > MOE_THIRD_WEIGHT and node.inputs[MOE_THIRD_WEIGHT] is not None
+        return "the processor's kernel has no third weight" if third else None
+    return None
+
+
+def expanded(evidence: Evidence) -> Seen | None:
+    """P11: an operator without a kernel that runs as several others."""
+    nodes = [n for n in evidence.placement.at(Place.EXPANDED) if not _has_half(n, evidence)]
+    return seen(map(label, nodes), operators(nodes, evidence))
+
+
+def _has_half(node: ir.Node, evidence: Evidence) -> bool:
+    return evidence.provider == "cpu" and any(evidence.types.get(v) in HALVES for v in node.inputs if v is not None)
+
+
+RULES = (
+    Rule(
+        "TC101",
+        ERROR,
+        "The opset is newer than the runtime",
+        "The model does not load.",
+        "Export at the lowest opset that has the operators: 18 to 24.",
+        opset_too_new,
+    ),
+    Rule(
+        "TC102",
+        ERROR,
+        "The file's IR version is newer than the runtime",
+        "The model does not load.",
+        "Save the model with IR version 10.",
+        ir_too_new,
+    ),
+    Rule(
+        "TC103",
+        ERROR,
+        "Operators that do not exist at the stamped opset",
+        "The model does not load, although onnx.checker may pass it.",
+        "Stamp the opset that the operators are from, or export at that opset: the conversion failed.",
+        unknown_operator,
+    ),
+    Rule(
+        "TC104",
+        WARNING,
+        "Operators of a custom domain",
+        "The model loads only where their library is registered.",
+        "Ship the library with the model, or export in standard operators.",
+        foreign_operator,
+    ),
+    Rule(
+        "TC105",
+        ERROR,
+        "Nodes that the runtime's own schema forbids",
+        "The model does not load: INVALID_GRAPH.",
+        "Write the node as the runtime's version of the operator has it (a window as a mask, for Attention).",
+        schema_broken,
+    ),
+    Rule(
+        "TC106",
+        ERROR,
+        "No kernel for an operator with these dtypes",
+        "The model does not load: NOT_IMPLEMENTED.",
+        "Change the dtype with a Cast around the operator, or write it in other operators.",
+        no_kernel,
+    ),
+    Rule(
+        "TC107",
+        WARNING,
+        "The provider has no kernel, so nodes run on the processor",
+        "Their inputs and outputs are copied between device and processor at every run.",
+        "Lower the opset to the newest that the provider covers, or write the operator in others.",
+        falls_back,
+    ),
+    Rule(
+        "TC108",
+        WARNING,
+        "Memcpy nodes between device and processor",
+        "Each waits for the device; dozens make a model several times slower.",
+        "Give the operators at both ends kernels on one side: see TC107.",
+        copies_repeat,
+    ),
+    Rule(
+        "TC109",
+        ERROR,
+        "A kernel that loads and then refuses to run",
+        "The first run fails.",
+        "Keep all present outputs; write mixtures of experts as QMoE or in standard operators.",
+        refuses_at_run,
+    ),
+    Rule(
+        "TC110",
+        WARNING,
+        "Operators without a kernel run as their parts",
+        "Several kernels and their memory traffic instead of one.",
+        "Write the operator in the form that has a kernel or fuses, as x * Sigmoid(x) for Swish.",
+        expanded,
+    ),
+)

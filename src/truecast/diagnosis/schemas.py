@@ -1,0 +1,114 @@
+"""The operators that the installed ONNX Runtime knows, version by version, and which of them are made of others.
+
+The onnx package may publish a newer schema under the same opset than the runtime knows, so the runtime's own list
+decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+STANDARD = ("", "ai.onnx")
+VARIADIC = "Variadic"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A formal input or output: its name and its type, either a constraint such as "T" or "tensor(int64)"."""
+
+    name: str
+    type_name: str
+    variadic: bool
+    homogeneous: bool
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One version of an operator. `constraints` maps a constraint to the dtypes that it allows."""
+
+    domain: str
+    name: str
+    since: int
+    inputs: tuple[Parameter, ...]
+    outputs: tuple[Parameter, ...]
+    constraints: Mapping[str, frozenset[str]]
+    attributes: frozenset[str]
+    most_inputs: int
+    least_inputs: int
+
+    def input(self, index: int) -> Parameter | None:
+        """The formal parameter of an input, counting on through a variadic last one."""
+        return _parameter(self.inputs, index)
+
+    def output(self, index: int) -> Parameter | None:
+        """The formal parameter of an output."""
+        return _parameter(self.outputs, index)
+
+
+def _parameter(parameters: tuple[Parameter, ...], index: int) -> Parameter | None:
+    if index < len(parameters):
+        return parameters[index]
+    return parameters[-1] if parameters and parameters[-1].variadic else None
+
+
+def standard(domain: str) -> str:
+    """The domain with its empty name for ONNX's own operators."""
+    return "" if domain in STANDARD else domain
+
+
+@cache
+def runtime_schemas() -> Mapping[tuple[str, str], tuple[Schema, ...]]:
+    """Every schema of the installed ONNX Runtime by domain and name, oldest first."""
+    known: dict[tuple[str, str], list[Schema]] = {}
+    for raw in state.get_all_operator_schema():
+        known.setdefault((standard(raw.domain), raw.name), []).append(_schema(raw))
+    return {key: tuple(sorted(found, key=lambda schema: schema.since)) for key, found in known.items()}
+
+
+def _schema(raw: Any) -> Schema:
+    return Schema(
+        domain=standard(raw.domain),
+        name=raw.name,
+        since=raw.since_version,
+        inputs=tuple(_formal(parameter) for parameter in raw.inputs),
+        outputs=tuple(_formal(parameter) for parameter in raw.outputs),
+        constraints={c.type_param_str: frozenset(c.allowed_type_strs) for c in raw.type_constraints},
+        attributes=frozenset(raw.attributes),
+        most_inputs=raw.max_input,
+        least_inputs=raw.min_input,
+    )
+
+
+def _formal(raw: Any) -> Parameter:
+    return Parameter(raw.name, raw.typeStr, str(raw.option).endswith(VARIADIC), raw.isHomogeneous)
+
+
+def find_schema(node: ir.Node, opsets: Mapping[str, int]) -> Schema | None:
+    """The schema that a node means under the model's opsets; None when the runtime has none."""
+    domain = standard(node.domain)
+    versions = runtime_schemas().get((domain, node.op_type), ())
+    opset = opsets.get(domain, 1)
+    return next((schema for schema in reversed(versions) if schema.since <= opset), None)
+
+
+EXPANDED_CONTRIB = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasDropout", "FusedMatMul"})
+"""Operators of com.microsoft that ONNX Runtime can replace by standard ones."""
+
+
+@cache
+def is_function(domain: str, name: str, since: int) -> bool:
+    """Whether ONNX Runtime can run the operator as its parts where no kernel takes it."""
+    if domain == "com.microsoft":
+        return name in EXPANDED_CONTRIB
+    try:
+        schema: Any = onnx.defs.get_schema(name, since, domain)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)

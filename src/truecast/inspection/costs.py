@@ -1,0 +1,106 @@
+"""What each choice costs: bytes on disk, and memory to export, to prove and to run. Estimates, from headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from truecast.checkpoint import Checkpoint, StoredTensor
+from truecast.inspection.facts import context_length, kv_bytes_per_token, vocabulary
+from truecast.inspection.model import AS_IS, PRECISIONS, Choice
+from truecast.inspection.storage import OTHER_TABLE, TOKEN_TABLE, Outlooks, outlooks, parameters
+from truecast.targets import TARGETS
+from truecast.weights.outlook import order_bytes
+
+BLOCK_SIZE = 32
+"""Weights per scale of int8 and int4 where the user chooses none."""
+SCALE_BYTES = 4
+"""Scales are float32."""
+FLOAT_BYTES = {"fp32": 4, "fp16": 2, "int8": 4, "int4": 4}
+"""Bytes of a value that is not quantized, by precision."""
+QUANTIZED_BITS = {"int8": 8, "int4": 4}
+
+EXPORT_BASE_BYTES = 700_000_000
+"""Memory of an export beside the models: 0.38 GB for PyTorch, transformers and ONNX Runtime imported (measured on Linux
+x86-64, torch 2.13.0+cpu), the rest for the trace and the chunks of weights under way."""
+RUN_BASE_BYTES = 50_000_000
+"""Memory of Python, NumPy, ONNX Runtime 1.31 and tokenizers imported (47 MB measured on Linux x86-64)."""
+TOKENIZER_BYTES_PER_TOKEN = 1400
+"""Memory of a loaded tokenizer per token of the vocabulary (355 MB measured for the 262144 tokens of Gemma 3)."""
+PLANNED_TOKENS = 4096
+"""Tokens of cache that running is estimated with, where the context is not shorter."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of all weights: in the file, and loaded."""
+
+    disk: int
+    memory: int
+
+
+def choices(checkpoint: Checkpoint, becoming: Outlooks) -> tuple[Choice, ...]:
+    """Every precision for every target, with its cost."""
+    count = parameter_count(checkpoint)
+    sizes = {precision: weight_bytes(checkpoint, precision, becoming=becoming) for precision in PRECISIONS}
+    runs = {precision: run_bytes(checkpoint, size) for precision, size in sizes.items()}
+    return tuple(
+        Choice(
+            target=target,
+            precision=precision,
+            disk=sizes[precision].disk,
+            export_peak=EXPORT_BASE_BYTES,
+            proof_peak=EXPORT_BASE_BYTES + FLOAT_BYTES["fp32"] * count + runs[precision],
+            run_peak=runs[precision],
+        )
+        for target in TARGETS
+        for precision in PRECISIONS
+    )
+
+
+def parameter_count(checkpoint: Checkpoint) -> int:
+    """Number of parameters in the tensors; a head that is tied to the embedding is not counted again."""
+    return sum(tensor.size for tensor in parameters(checkpoint))
+
+
+def weight_bytes(
+    checkpoint: Checkpoint, precision: str, block: int = BLOCK_SIZE, becoming: Outlooks | None = None
+) -> Size:
+    """Bytes of the weights: rows · ⌈width / block⌉ · (block · bits / 8 + 4) where quantized, else 4 or 2 per value.
+
+    Quantized are the matrices and the table of token embeddings (if its width is a multiple of the block); norms,
+    biases and other tables stay floats. What as-is takes is in `becoming`, found anew when it is not given.
+    """
+    tensors = parameters(checkpoint)
+    if precision == AS_IS:
+        return _own_bytes(tensors, outlooks(tensors) if becoming is None else becoming)
+    size = sum(_tensor_bytes(tensor, precision, block) for tensor in tensors)
+    return Size(size, size)
+
+
+def run_bytes(checkpoint: Checkpoint, size: Size) -> int:
+    """Bytes of memory to generate: the libraries and the tokenizer, the weights once, and the cache.
+
+    On the provider a precision is meant for: a CPU casts fp16 weights to float32 and takes up to twice as much more.
+    """
+    context = context_length(checkpoint) or PLANNED_TOKENS
+    cache = (kv_bytes_per_token(checkpoint) or 0) * min(context, PLANNED_TOKENS)
+    tokenizer = TOKENIZER_BYTES_PER_TOKEN * (vocabulary(checkpoint) or 0)
+    return RUN_BASE_BYTES + tokenizer + size.memory + cache
+
+
+def _own_bytes(tensors: list[StoredTensor], becoming: Outlooks) -> Size:
+    seen: set[bytes] = set()
+    orders = sum(order_bytes(tensor, seen) for tensor in tensors)
+    disk, memory = (sum(getattr(becoming[t.name], kind) for t in tensors) for kind in ("disk", "memory"))
+    return Size(disk + orders, memory + orders)
+
+
+def _tensor_bytes(tensor: StoredTensor, precision: str, block: int) -> int:
+    bits = QUANTIZED_BITS.get(precision)
+    if bits is None or len(tensor.shape) < 2 or OTHER_TABLE.search(tensor.name):
+        return tensor.size * FLOAT_BYTES[precision]
+    width = tensor.shape[-1]
+    if width % block and TOKEN_TABLE.search(tensor.name):
+        return tensor.size * FLOAT_BYTES[precision]
+    blocks = tensor.size // max(width, 1) * -(-width // block)
+    return blocks * (block * bits // 8 + SCALE_BYTES)

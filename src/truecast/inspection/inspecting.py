@@ -1,0 +1,77 @@
+"""The answer as a whole: facts, storage, costs, and what to choose."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from truecast.checkpoint import Checkpoint, open_checkpoint
+from truecast.inspection import facts
+from truecast.inspection.costs import choices, parameter_count
+from truecast.inspection.model import AS_IS, Inspection, Recommendation
+from truecast.inspection.storage import left_in_float, outlooks, parameters, storage_groups
+
+
+def inspect(path: Path | str) -> Inspection:
+    """Inspect the checkpoint at `path`.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    return inspect_checkpoint(open_checkpoint(path))
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    """Inspect an open checkpoint."""
+    obstacle = _obstacle(checkpoint)
+    tensors = parameters(checkpoint)
+    becoming = {} if obstacle else outlooks(tensors)
+    return Inspection(
+        path=str(checkpoint.path),
+        format=checkpoint.format,
+        architecture=facts.architecture(checkpoint),
+        model_type=str(checkpoint.config.get("model_type", "unknown")),
+        parameters=parameter_count(checkpoint),
+        stored_bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        storage=storage_groups(checkpoint.tensors.values(), becoming),
+        quantization=checkpoint.quantization,
+        left_in_float=left_in_float(tensors) if checkpoint.quantization else (),
+        ignored=dict(Counter(checkpoint.ignored.values())),
+        context_length=facts.context_length(checkpoint),
+        vocabulary=facts.vocabulary(checkpoint),
+        layers=facts.layers(checkpoint),
+        heads=facts.heads(checkpoint),
+        kv_heads=facts.kv_heads(checkpoint),
+        head_dim=facts.head_dim(checkpoint),
+        kv_bytes_per_token=facts.kv_bytes_per_token(checkpoint),
+        choices=() if obstacle else choices(checkpoint, becoming),
+        recommendation=recommend(checkpoint, "cpu"),
+        obstacle=obstacle,
+        notices=checkpoint.notices,
+    )
+
+
+def recommend(checkpoint: Checkpoint, provider: str) -> Recommendation:
+    """The precision to choose for `provider` (`cpu`, `cuda`, …), and why."""
+    if not facts.is_decoder(checkpoint):
+        return Recommendation(provider, "fp32", "no other precision is known to be right for this kind of model")
+    if checkpoint.quantization is not None:
+        reason = "it is quantized already, and keeping its own codes and scales loses nothing"
+        return Recommendation(provider, AS_IS, reason)
+    if provider == "cpu":
+        reason = "each new token reads every weight once, and int4 has about a seventh of the bytes of float32"
+        return Recommendation(provider, "int4", reason)
+    reason = "a GPU multiplies float16 fastest, and it has half the bytes of float32"
+    return Recommendation(provider, "fp16", reason)
+
+
+def recommended_precision(checkpoint: Checkpoint, provider: str) -> str:
+    """The precision of `recommend`."""
+    return recommend(checkpoint, provider).precision
+
+
+def _obstacle(checkpoint: Checkpoint) -> str | None:
+    if facts.is_decoder(checkpoint):
+        return None
+    name = facts.architecture(checkpoint)
+    return f"{name} is no decoder language model, which is what this version converts"

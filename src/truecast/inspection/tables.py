@@ -1,0 +1,113 @@
+"""The inspection as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from truecast.inspection.model import AS_IS, BYTE_BITS, WHOLE_ROW, Inspection, StorageGroup
+
+
+def render(inspection: Inspection) -> RenderableType:
+    """The inspection as tables."""
+    parts: list[RenderableType] = [_facts(inspection), _storage(inspection)]
+    if inspection.quantization and not inspection.obstacle:
+        parts.append(_kept(inspection))
+    if inspection.obstacle:
+        parts.append(f"It can become nothing yet: {inspection.obstacle}.")
+    else:
+        parts.append(_costs(inspection))
+    parts += [Text(f"Note: {notice}") for notice in inspection.notices]
+    if not inspection.obstacle:
+        advice = inspection.recommendation
+        parts.append(f"Recommended on {advice.provider}: {advice.precision}, because {advice.reason}.")
+    return Group(*parts)
+
+
+def _facts(inspection: Inspection) -> Table:
+    table = Table.grid(padding=(0, 2))
+    shape = (inspection.layers, inspection.heads, inspection.kv_heads, inspection.head_dim)
+    layers, heads, kv_heads, head_dim = ("?" if size is None else size for size in shape)
+    cache = inspection.kv_bytes_per_token
+    for name, value in (
+        ("Checkpoint", f"{inspection.path} ({inspection.format}, {decimal(inspection.stored_bytes)})"),
+        ("Architecture", f"{inspection.architecture} ({inspection.model_type})"),
+        ("Parameters", f"{inspection.parameters:,}"),
+        ("Layers", f"{layers} with {heads} heads, {kv_heads} for keys and values, of {head_dim}"),
+        ("Vocabulary", _count(inspection.vocabulary)),
+        ("Context", f"{_count(inspection.context_length)} tokens"),
+        ("Cache", "unknown" if cache is None else f"{decimal(cache)} per token in float32"),
+        *(_quantization(inspection) if inspection.quantization else ()),
+    ):
+        table.add_row(Text(name, "bold"), Text(value))
+    return table
+
+
+def _quantization(inspection: Inspection) -> list[tuple[str, str]]:
+    quantized = [group for group in inspection.storage if not group.is_float]
+    bits = sum(group.nbytes for group in quantized) * BYTE_BITS / max(sum(group.weights for group in quantized), 1)
+    ignored = [("Not needed", f"{count} tensors: {reason}") for reason, count in inspection.ignored.items()]
+    return [
+        ("Quantized", f"by {inspection.quantization}, {bits:.2f} bits per quantized weight"),
+        ("Left in float", ", ".join(inspection.left_in_float) or "no matrices"),
+        *ignored,
+    ]
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
+
+
+def _storage(inspection: Inspection) -> Table:
+    table = Table("tensors", "stored as", "number", "size", title="How it is stored", title_justify="left")
+    for group in inspection.storage:
+        table.add_row(group.pattern, group.stored_as, str(group.tensors), decimal(group.nbytes))
+    return table
+
+
+def _kept(inspection: Inspection) -> Table:
+    """What as-is makes of each kind of storage; where it takes more than the checkpoint, by how much."""
+    heading = ("stored as", "bits", "group", "becomes", "size", "on disk", "more")
+    table = Table(*heading, title="What as-is makes of it", title_justify="left")
+    kinds: dict[tuple[str, int | None, str], list[StorageGroup]] = defaultdict(list)
+    for group in inspection.storage:
+        if group.becomes:
+            kinds[group.stored_as, group.group_size, group.becomes].append(group)
+    for (stored_as, size, becomes), groups in kinds.items():
+        stored, kept = sum(group.nbytes for group in groups), sum(group.as_is_bytes or 0 for group in groups)
+        bits = stored * BYTE_BITS / max(sum(group.weights for group in groups), 1)
+        table.add_row(stored_as, f"{bits:.2f}", _group_word(size), becomes, *_sizes(stored, kept))
+    stored = sum(group.nbytes for group in inspection.storage if group.becomes)
+    kept = next(choice.disk for choice in inspection.choices if choice.precision == AS_IS)
+    table.add_row("all", "", "", "", *_sizes(stored, kept))
+    return table
+
+
+def _sizes(stored: int, kept: int) -> tuple[str, str, str]:
+    more = kept / stored - 1 if stored else 0.0
+    return decimal(stored), decimal(kept), f"{more:+.1%}" if abs(more) >= SHOWN_SHARE else ""
+
+
+SHOWN_SHARE = 0.0005
+"""Smallest difference in size that is shown, one in the last digit."""
+
+
+def _group_word(size: int | None) -> str:
+    return "" if size is None else "row" if size == WHOLE_ROW else str(size)
+
+
+def _costs(inspection: Inspection) -> Table:
+    """One row per cost; targets that cost the same share it."""
+    heading = ("precision", "target", "on disk", "memory to export", "… and prove", "to run")
+    table = Table(*heading, title="What it can become (estimates)", title_justify="left")
+    targets: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for choice in inspection.choices:
+        sizes = (choice.disk, choice.export_peak, choice.proof_peak, choice.run_peak)
+        targets[choice.precision, *(decimal(size) for size in sizes)].append(choice.target)
+    for (precision, *shown), names in targets.items():
+        table.add_row(precision, ", ".join(names), *shown)
+    return table

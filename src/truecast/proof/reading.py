@@ -1,0 +1,277 @@
+"""What the nodes of a graph make of the initializers they multiply with, or look rows up in.
+
+Data flow: every product and lookup → its codes or table, with scales, zero points, offsets and order as the graph has
+them → a `Table` per initializer: how to read rows of the weight. It follows what the graph computes, not what the
+exporter meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from truecast.proof.constants import NotByRowsError, RowsOf, base_of, rows_of, untransposed
+from truecast.proof.operators import BNB_TABLES, Array, bnb4_values, dequantize
+from truecast.proof.pairs import (
+    PRODUCT_AXIS,
+    codes_of,
+    decoded,
+    decoder_inputs,
+    filled_up,
+    has_zero_points,
+    scale_dtype,
+)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How nodes read a quantized weight: `bits` per code, `block` codes per scale; `moved` by an offset per group.
+
+    `ends` reads what the smallest and the largest code of each weight's block stand for; None where the middle code is
+    zero, so that the scale says it all.
+    """
+
+    bits: int
+    block: int
+    moved: bool = False
+    ends: tuple[RowsOf, RowsOf] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A weight as nodes read it: its shape, how its rows are computed, and the dtype of its values or scales."""
+
+    shape: tuple[int, ...]
+    read: RowsOf
+    dtype: np.dtype[np.generic]
+    quantization: Quantization | None = None
+
+
+def plain_table(array: Array) -> Table:
+    """An initializer that holds the values themselves."""
+    return Table(array.shape, lambda start, stop: array[start:stop] if array.ndim else array.reshape(1), array.dtype)
+
+
+def read_tables(model: ir.Model) -> dict[str, list[Table]]:
+    """Every initializer that nodes read as anything else than its plain values, by name: once for each such node."""
+    tables: dict[str, list[Table]] = {}
+    for node in model.graph:
+        try:
+            for name, table in _tables_of(node):
+                tables.setdefault(name, []).append(table)
+        except NotByRowsError:  # computed from inputs: an activation, no weight
+            continue
+    return tables
+
+
+def _tables_of(node: ir.Node) -> Iterator[tuple[str, Table]]:
+    if node.op_type == "MatMulNBits":
+        yield _name(node.inputs[1]), _product(node)
+    elif node.op_type == "GatherBlockQuantized":
+        yield _name(node.inputs[0]), _lookup(node)
+    elif node.op_type == "MatMulBnb4":
+        yield _name(node.inputs[1]), _bnb4(node)
+    elif node.op_type == "DequantizeLinear":
+        yield _name(decoder_inputs(node)[0]), _pair(node)
+    elif node.op_type in ("MatMul", "FusedMatMul", "Gather"):
+        value = node.inputs[0] if node.op_type == "Gather" else untransposed(node.inputs[1])
+        base = base_of(value)
+        if value is not None and base is not None and base is not value:
+            yield _name(base), _computed(value, base)
+
+
+def _name(value: ir.Value | None) -> str:
+    base = base_of(value)
+    if base is None:
+        raise NotByRowsError("no initializer")
+    return base.name or ""
+
+
+def _computed(value: ir.Value, base: ir.Value) -> Table:
+    assert base.const_value is not None
+    read = rows_of(value)
+    first = read(0, 1)
+    return Table((int(base.const_value.shape.numpy()[0]), *first.shape[1:]), read, first.dtype)
+
+
+def _optional(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _required(node: ir.Node, index: int) -> RowsOf:
+    value = _optional(node, index)
+    if value is None:
+        raise NotByRowsError(node.op_type)
+    return rows_of(value)
+
+
+def _product(node: ir.Node) -> Table:
+    bits, block, width, rows = (node.attributes[name].as_int() for name in ("bits", "block_size", "K", "N"))
+    offsets, order = product_offsets(node), _order(node)
+
+    def whole(codes: RowsOf) -> RowsOf:
+        read = _decoded(node, codes, (2, 3), bits, block, width)
+        read = _moved(read, offsets, width) if offsets is not None else read
+        return _ordered(read, order) if order is not None else read
+
+    codes, scales = _required(node, 1), _required(node, 2)(0, 1)
+    ends = _ends(codes, whole) if offsets is not None or _optional(node, 3) is not None else None
+    return Table((rows, width), whole(codes), scales.dtype, Quantization(bits, block, offsets is not None, ends))
+
+
+def _pair(node: ir.Node) -> Table:
+    """A weight that DequantizeLinear decodes for its only reader, or whose picked rows it decodes."""
+    codes, bits = codes_of(node)
+    product = node.attributes["axis"].as_int() == PRODUCT_AXIS
+    reader = next(use.node for use in node.outputs[0].uses())
+    offsets, order = (product_offsets(reader), _order(reader)) if product else (_lookup_offsets(node), None)
+    base, block = base_of(decoder_inputs(node)[0]), node.attributes["block_size"].as_int()
+    assert base is not None and base.const_value is not None
+    rows, padding = int(base.const_value.shape.numpy()[0]), filled_up(reader.inputs[0])[1] if product else 0
+    width = codes(0, 1).shape[1] - padding
+
+    def whole(codes: RowsOf) -> RowsOf:
+        read = _cut(decoded(node, codes), width)
+        read = _moved(read, offsets, width) if offsets is not None else read
+        return _ordered(read, order) if order is not None else read
+
+    uneven = offsets is not None or has_zero_points(node)
+    ends = _ends(_as_bytes(codes), whole, (1 << bits) - 1) if uneven else None
+    return Table((rows, width), whole(codes), scale_dtype(node), Quantization(bits, block, offsets is not None, ends))
+
+
+def _cut(read: RowsOf, width: int) -> RowsOf:
+    return lambda start, stop: read(start, stop)[:, :width]
+
+
+def _as_bytes(codes: RowsOf) -> RowsOf:
+    return lambda start, stop: codes(start, stop).astype(np.uint8)
+
+
+def _ends(codes: RowsOf, whole: Callable[[RowsOf], RowsOf], full: int = 255) -> tuple[RowsOf, RowsOf]:
+    """The weights if every code were the smallest, and if every one were the largest: all bits 0, or 1."""
+    return whole(lambda start, stop: codes(start, stop) & 0), whole(lambda start, stop: codes(start, stop) | full)
+
+
+def _lookup(node: ir.Node) -> Table:
+    bits, block = (node.attributes[name].as_int() for name in ("bits", "block_size"))
+    table, scales = node.inputs[0], _required(node, 2)
+    assert table is not None and table.const_value is not None
+    rows, width = table.const_value.shape.numpy()[0], scales(0, 1).shape[1] * block
+    offsets = _lookup_offsets(node)
+
+    def whole(codes: RowsOf) -> RowsOf:
+        read = _decoded(node, codes, (2, 3), bits, block, width)
+        return _moved(read, offsets, width) if offsets is not None else read
+
+    codes = _required(node, 0)
+    ends = _ends(codes, whole) if offsets is not None or _optional(node, 3) is not None else None
+    quantization = Quantization(bits, block, offsets is not None, ends)
+    return Table((rows, width), whole(codes), scales(0, 1).dtype, quantization)
+
+
+def _decoded(node: ir.Node, codes: RowsOf, places: tuple[int, int], bits: int, block: int, width: int) -> RowsOf:
+    """Rows of (code - zero) · scale; `places` are the inputs that hold scales and zero points."""
+    scales = _required(node, places[0])
+    blocks = -(-width // block)
+    zeros = None
+    if (value := _optional(node, places[1])) is not None:
+        zeros = rows_of(value)
+
+    def read(start: int, stop: int) -> Array:
+        scale = scales(start, stop).reshape(stop - start, -1)[:, :blocks]
+        return dequantize(codes(start, stop), scale, bits, block, width, None if zeros is None else zeros(start, stop))
+
+    return read
+
+
+def _moved(read: RowsOf, offsets: RowsOf, width: int) -> RowsOf:
+    """Rows plus an offset per group; added in float64 and rounded once, as the exact sum would be."""
+
+    def moved(start: int, stop: int) -> Array:
+        rows, offset = read(start, stop).astype(np.float64), offsets(start, stop).astype(np.float64)
+        return (rows + np.repeat(offset, width // offset.shape[1], axis=1)).astype(np.float32)
+
+    return moved
+
+
+def _ordered(read: RowsOf, order: Array) -> RowsOf:
+    def ordered(start: int, stop: int) -> Array:
+        rows = read(start, stop)
+        result = np.empty_like(rows)
+        result[:, order] = rows
+        return result
+
+    return ordered
+
+
+def product_offsets(node: ir.Node) -> RowsOf | None:
+    """What is added to a product for each group of its inputs: sums of the groups times a constant table."""
+    for use in node.outputs[0].uses():
+        if use.node.op_type != "Add":
+            continue
+        other = use.node.inputs[1 - use.idx]
+        product = None if other is None else other.producer()
+        if other is not None and other.is_initializer():  # a bias comes first
+            return product_offsets(use.node)
+        if product is not None and _is_transposed(product):
+            sums = None if product.inputs[0] is None else product.inputs[0].producer()
+            offsets = untransposed(product.inputs[1])
+            if sums is not None and sums.op_type == "ReduceSum" and offsets is not None:
+                return rows_of(offsets)
+    return None
+
+
+def _is_transposed(node: ir.Node) -> bool:
+    """Whether a product takes its right factor with its axes swapped."""
+    if node.op_type == "FusedMatMul":
+        return node.attributes["transB"].as_int() == 1
+    return node.op_type == "MatMul" and untransposed(node.inputs[1]) is not node.inputs[1]
+
+
+def _lookup_offsets(node: ir.Node) -> RowsOf | None:
+    """What is added to the rows that were looked up, for each group."""
+    for use in node.outputs[0].uses():
+        for added in use.node.outputs[0].uses() if use.node.op_type == "Reshape" else ():
+            other = added.node.inputs[1 - added.idx] if added.node.op_type == "Add" else None
+            tall = None if other is None else other.producer()
+            chosen = None if tall is None or tall.inputs[0] is None else tall.inputs[0].producer()
+            if chosen is not None and chosen.op_type == "Gather":
+                return _required(chosen, 0)
+    return None
+
+
+def _order(node: ir.Node) -> Array | None:
+    """The columns that a product picks from its input before it multiplies."""
+    source = filled_up(node.inputs[0])[0]
+    picked = None if source is None else source.producer()
+    if picked is None or picked.op_type != "Gather" or picked.attributes["axis"].as_int() != -1:
+        return None
+    index = picked.inputs[1]
+    if index is None or index.const_value is None:
+        return None
+    return index.const_value.numpy()
+
+
+def _bnb4(node: ir.Node) -> Table:
+    block, width, rows, kind = (node.attributes[name].as_int() for name in ("block_size", "K", "N", "quant_type"))
+    codes, scales = (_whole(node, index) for index in (1, 2))
+
+    def read(start: int, stop: int) -> Array:
+        first, last = start * width, stop * width
+        values = bnb4_values(codes[first // 2 : last // 2], scales[first // block : last // block], block, kind)
+        return values.reshape(stop - start, width)
+
+    if width % block or kind not in BNB_TABLES:
+        raise NotByRowsError("blocks that straddle rows")
+    return Table((rows, width), read, scales.dtype, Quantization(4, block))
+
+
+def _whole(node: ir.Node, index: int) -> Array:
+    value = node.inputs[index]
+    if value is None or value.const_value is None:
+        raise NotByRowsError(node.op_type)
+    return value.const_value.numpy()

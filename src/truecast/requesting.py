@@ -1,0 +1,137 @@
+"""What an export is asked for, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from truecast.artifact import sha256_of
+from truecast.calibration.libraries import CALIBRATED, require_library
+from truecast.errors import InputError
+from truecast.targets import find_target
+from truecast.weights.precision import Precision
+from truecast.weights.quantize import BLOCK_SIZES
+from truecast.weights.quantizers import DEFAULT_METHOD, STREAMED
+from truecast.weights.rules import Rule
+
+AS_IS = "as-is"
+PRECISIONS = (AS_IS, "fp32", "fp16", "int8", "int4")
+ACTIVATIONS = ("int8", "float")
+CACHES = ("float", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    `method` makes the codes of int8 and int4; `keep` are rules, PATTERN=PRECISION (`rules`); `calibration` is a file of
+    text (`calibration.texts`); `kv_cache` is what keys and values are kept as; `opset` None is the dialect's own.
+    """
+
+    target: str = "onnxruntime"
+    precision: str = "fp32"
+    provider: str = "cpu"
+    block_size: int = 32
+    activations: str = "int8"
+    link_weights: bool = False
+    trust_remote_code: bool = False
+    method: str = "rtn"
+    keep: tuple[str, ...] = ()
+    calibration: Path | None = None
+    kv_cache: str = "float"
+    opset: int | None = None
+
+    def check(self) -> None:
+        """Raises InputError for a value that no export can take."""
+        self._check_opset()
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("activations", self.activations, ACTIVATIONS)
+        if self.link_weights and self.precision != "fp32":
+            raise InputError(
+                f"--link-weights keeps float32 bytes as they are; {self.precision} has none, leave it out."
+            )
+        self._check_codes()
+        self._check_cache()
+
+    def _check_opset(self) -> None:
+        opsets = find_target(self.target).opsets
+        if self.opset is None or self.opset in opsets:
+            return
+        if not opsets:
+            raise InputError(f"The target {self.target} has an opset of its own; leave --opset out.")
+        listed = ", ".join(map(str, opsets))
+        raise InputError(f"The target {self.target} does not take opset {self.opset}; choose one of {listed}.")
+
+    def _check_cache(self) -> None:
+        _one_of("kind of cache", self.kv_cache, CACHES)
+        if self.cache_bits is not None and self.provider != "cpu":
+            raise InputError(
+                f"--kv-cache {self.kv_cache} was only seen to be right on cpu, not on {self.provider}; leave it out."
+            )
+
+    @property
+    def cache_bits(self) -> int | None:
+        """Bits of a code of the cache; None for floats."""
+        return None if self.kv_cache == "float" else int(self.kv_cache.removeprefix("int"))
+
+    def _check_codes(self) -> None:
+        _one_of("method", self.method, (*STREAMED, *CALIBRATED))
+        if self.rules and self.precision == "fp16":
+            raise InputError("--keep does not go with fp16, whose whole graph computes in float16; choose another.")
+        calibrated = self.method in CALIBRATED and not self.precision.startswith("int")
+        if calibrated or (self.method != DEFAULT_METHOD and not self.makes_codes):
+            raise InputError(
+                f"--method {self.method} makes codes of floats, but {self.precision} has none; "
+                "choose --precision int4 or int8."
+            )
+        if self.method in CALIBRATED:
+            if self.calibration is None:
+                raise InputError(f"--method {self.method} runs the model on text; give it with --calibration FILE.")
+            require_library(self.method, int(self.precision.removeprefix("int")))
+        if self.calibration is not None and not self.makes_codes and self.cache_bits is None:
+            raise InputError(f"--calibration tells what int4 and int8 cost; {self.precision} has none, leave it out.")
+        if self.makes_codes and self.block_size not in BLOCK_SIZES:
+            sizes = ", ".join(map(str, BLOCK_SIZES))
+            raise InputError(f"MatMulNBits does not take the block size {self.block_size}; choose one of {sizes}.")
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of `keep`; raises InputError for what is none."""
+        return tuple(Rule.parse(text) for text in self.keep)
+
+    @property
+    def makes_codes(self) -> bool:
+        """Whether any weight is quantized here."""
+        return any(name.startswith("int") for name in (self.precision, *(rule.precision for rule in self.rules)))
+
+    def packing(self, name: str | None = None) -> Precision:
+        """A precision as packing understands it: the one asked for, or one that a rule names."""
+        name = name or self.precision
+        dtype = ir.DataType.FLOAT16 if name == "fp16" else ir.DataType.FLOAT
+        bits = int(name[3:]) if name.startswith("int") else None
+        linked, own = self.link_weights, name == AS_IS
+        method = self.method if self.method in STREAMED else DEFAULT_METHOD
+        return Precision(name, dtype, bits, self.block_size, self.activations, linked, own, method)
+
+    def settings(self) -> dict[str, Any]:
+        """What the manifest says of the request beside target, precision and provider: what had an effect."""
+        settings: dict[str, Any] = {}
+        if self.makes_codes:
+            settings |= {"block_size": self.block_size, "method": self.method}
+        if self.calibration is not None:
+            settings["calibration"] = sha256_of(self.calibration)
+        if self.makes_codes or AS_IS in (self.precision, *(rule.precision for rule in self.rules)):
+            settings["activations"] = self.activations
+        if self.cache_bits is not None:
+            settings["kv_cache"] = self.kv_cache
+        if self.rules:
+            settings["keep"] = [str(rule) for rule in self.rules]
+        return settings
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"There is no {what} {value!r}; choose one of {', '.join(known)}.")

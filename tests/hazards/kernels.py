@@ -1,0 +1,106 @@
+"""TC1xx: operators, kernels, placement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto
+
+from tests.hazards.building import WIDTH, Hazard, chain, layer, linear, model, node, rows, save, tensor, weight
+
+
+def opset(folder: Path, hazard: bool) -> Path:
+    return save(linear(opset=27 if hazard else 26), folder)
+
+
+def ir_version(folder: Path, hazard: bool) -> Path:
+    return save(linear(ir_version=14 if hazard else 13), folder)
+
+
+def failed_conversion(folder: Path, hazard: bool) -> Path:
+    """RMSNormalization is of opset 23."""
+    norm = node("RMSNormalization", ["x", "scale"], ["n"], axis=-1)
+    return save(chain([norm], "n", [weight("scale", WIDTH)], opset=18 if hazard else 23), folder)
+
+
+def foreign(folder: Path, hazard: bool) -> Path:
+    return save(chain([node("mine.Relu" if hazard else "Relu", ["x"], ["n"])], "n"), folder)
+
+
+def unknown_attribute(folder: Path, hazard: bool) -> Path:
+    window = {"left_window_size": 4} if hazard else {}
+    dims = ["batch", 4, "length", 16]
+    attention = node("Attention", ["q", "k", "v"], ["y"], is_causal=1, **window)
+    return save(model([attention], [tensor(n, dims) for n in "qkv"], [tensor("y", dims)], opset=24), folder)
+
+
+def no_kernel(folder: Path, hazard: bool) -> Path:
+    """Where chooses between bools, for which there is no kernel."""
+    kind = TensorProto.BOOL if hazard else TensorProto.FLOAT
+    inputs = [rows("c", TensorProto.BOOL), rows("a", kind), rows("b", kind)]
+    return save(model([node("Where", ["c", "a", "b"], ["y"])], inputs, [rows("y", kind)]), folder)
+
+
+def falls_back(folder: Path, hazard: bool) -> Path:
+    """Elu was renewed in opset 22, and nobody registered it again for CUDA."""
+    return save(chain([layer("x", "m"), node("Elu", ["m"], ["n"])], "n", opset=22 if hazard else 21), folder)
+
+
+def copies_in_every_layer(folder: Path, hazard: bool) -> Path:
+    nodes, source = [], "x"
+    for index in range(3):
+        nodes += [
+            node("MatMul", [source, "w"], [f"m{index}"], f"/layers.{index}/up/MatMul"),
+            node("Elu", [f"m{index}"], [f"e{index}"], f"/layers.{index}/act/Elu"),
+        ]
+        source = f"e{index}"
+    made = model(
+        [*nodes, layer(source)], [rows()], [rows("y")], [weight("w", WIDTH, WIDTH)], opset=22 if hazard else 21
+    )
+    return save(made, folder)
+
+
+def dynamic_int8_on_cuda(folder: Path, hazard: bool) -> Path:
+    """What quantize_dynamic writes."""
+    if not hazard:
+        return save(linear(), folder)
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node("MatMulInteger", ["q", "codes", "z"], ["i"]),
+        node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        node("Mul", ["f", "s"], ["y"]),
+    ]
+    codes = weight("codes", WIDTH, WIDTH, dtype=np.int8, scale=20)
+    return save(model(nodes, [rows()], [rows("y")], [codes]), folder)
+
+
+def dead_present(folder: Path, hazard: bool) -> Path:
+    """Attention with a past whose present outputs were removed as unused."""
+    dims, past = ["batch", 4, "length", 16], ["batch", 4, "past", 16]
+    outputs = ["y"] if hazard else ["y", "present_k", "present_v"]
+    attention = node("Attention", ["q", "k", "v", "", "past_k", "past_v"], outputs)
+    inputs = [*(tensor(n, dims) for n in "qkv"), tensor("past_k", past), tensor("past_v", past)]
+    shapes = [dims, *[["batch", 4, "total", 16]] * 2]
+    results = [tensor(name, shape) for name, shape in zip(outputs, shapes, strict=False)]
+    return save(model([attention], inputs, results, opset=23), folder)
+
+
+def expanded(folder: Path, hazard: bool) -> Path:
+    parts = [node("Sigmoid", ["x"], ["s"]), node("Mul", ["x", "s"], ["n"])]
+    return save(chain([node("Swish", ["x"], ["n"])] if hazard else parts, "n", opset=24), folder)
+
+
+HAZARDS = (
+    Hazard("TC101", "opset", opset),
+    Hazard("TC102", "ir-version", ir_version),
+    Hazard("TC103", "failed-conversion", failed_conversion),
+    Hazard("TC104", "foreign", foreign),
+    Hazard("TC105", "unknown-attribute", unknown_attribute),
+    Hazard("TC106", "bool-where", no_kernel),
+    Hazard("TC107", "elu-on-cuda", falls_back, provider="cuda"),
+    Hazard("TC107", "int8-on-cuda", dynamic_int8_on_cuda, provider="cuda"),
+    Hazard("TC108", "every-layer", copies_in_every_layer, provider="cuda", besides=("TC107",)),
+    Hazard("TC109", "dead-present", dead_present),
+    Hazard("TC110", "swish", expanded),
+)

@@ -1,0 +1,112 @@
+"""TC2xx: what quantizers leave behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from tests.hazards.building import WIDTH, Hazard, constant, layer, linear, model, node, rows, save, tensor, weight
+
+BLOCK = 32
+
+
+def _nbits(source: str, result: str, name: str) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    """A 4-bit product and its operands."""
+    random = np.random.default_rng(len(name))
+    blocks = WIDTH // BLOCK
+    codes = random.integers(0, 256, (WIDTH, blocks, BLOCK // 2)).astype(np.uint8)
+    scales = np.full(WIDTH * blocks, 0.01, np.float32)
+    product = node(
+        "com.microsoft.MatMulNBits",
+        [source, name, f"{name}_scales"],
+        [result],
+        K=WIDTH,
+        N=WIDTH,
+        bits=4,
+        block_size=BLOCK,
+    )
+    return product, [constant(name, codes, np.uint8), constant(f"{name}_scales", scales)]
+
+
+def left_in_float(folder: Path, hazard: bool) -> Path:
+    """The first product is quantized and the head is not."""
+    first, operands = _nbits("x", "h", "q")
+    if hazard:
+        return save(model([first, layer("h")], [rows()], [rows("y")], [*operands, weight("w", WIDTH, WIDTH)]), folder)
+    second, more = _nbits("h", "y", "head")
+    return save(model([first, second], [rows()], [rows("y")], [*operands, *more]), folder)
+
+
+def transposed_dequantize(folder: Path, hazard: bool) -> Path:
+    """Rows of outputs behind a Transpose, as checkpoints store them, against columns, which fuse."""
+    codes = helper.make_tensor("codes", TensorProto.INT4, [WIDTH, WIDTH], (np.arange(WIDTH * WIDTH) % 15 - 7).tolist())
+    shape = (WIDTH, WIDTH // BLOCK) if hazard else (WIDTH // BLOCK, WIDTH)
+    scales = constant("scales", np.full(shape, 0.01))
+    dequantize = node("DequantizeLinear", ["codes", "scales"], ["d"], axis=int(hazard), block_size=BLOCK)
+    nodes = (
+        [dequantize, node("Transpose", ["d"], ["t"], perm=[1, 0]), layer(matrix="t")]
+        if hazard
+        else [dequantize, layer(matrix="d")]
+    )
+    return save(model(nodes, [rows()], [rows("y")], [codes, scales], opset=21), folder)
+
+
+def dequantized_table(folder: Path, hazard: bool) -> Path:
+    """A whole embedding is dequantized to read a few of its rows."""
+    codes, scale = weight("codes", 256, WIDTH, dtype=np.int8, scale=20), constant("scale", 0.01)
+    if hazard:
+        nodes = [node("DequantizeLinear", ["codes", "scale"], ["d"]), node("Gather", ["d", "ids"], ["y"])]
+    else:
+        nodes = [node("Gather", ["codes", "ids"], ["g"]), node("DequantizeLinear", ["g", "scale"], ["y"])]
+    ids = tensor("ids", ["batch"], TensorProto.INT64)
+    return save(model(nodes, [ids], [rows("y")], [codes, scale]), folder)
+
+
+def float_between_qdq(folder: Path, hazard: bool) -> Path:
+    """Gemm without a quantized output keeps its float kernel; MatMul fuses."""
+    scale, zero = constant("s", 0.05), constant("z", 128, np.uint8)
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        node("DequantizeLinear", ["codes", "s"], ["wd"]),
+        node("Gemm" if hazard else "MatMul", ["d", "wd"], ["y"]),
+    ]
+    codes = weight("codes", WIDTH, WIDTH, dtype=np.int8, scale=12)
+    return save(model(nodes, [rows()], [rows("y")], [scale, zero, codes]), folder)
+
+
+def saturating(folder: Path, hazard: bool) -> Path:
+    """Weights over the whole of int8, or over seven bits."""
+    codes = np.where(np.arange(WIDTH * WIDTH).reshape(WIDTH, WIDTH) % 2, 127, -127) // (1 if hazard else 2)
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node("MatMulInteger", ["q", "codes", "z"], ["i"]),
+        node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        node("Mul", ["f", "s"], ["y"]),
+    ]
+    return save(model(nodes, [rows()], [rows("y")], [constant("codes", codes, np.int8)]), folder)
+
+
+def mistaken_attention(folder: Path, hazard: bool) -> Path:
+    """ONNX's Attention under the quantizer's name for the older operator."""
+    if not hazard:
+        return save(linear(), folder)
+    dims = ["batch", 4, "length", 16]
+    names = ["q", "k", "v"]
+    attention = node("com.microsoft.QAttention", [*names, "s", "s"], ["y"], num_heads=4)
+    inputs = [tensor(name, dims, TensorProto.UINT8) for name in names]
+    return save(model([attention], inputs, [tensor("y", dims)], [constant("s", 0.1)]), folder)
+
+
+HAZARDS = (
+    Hazard("TC201", "float-head", left_in_float),
+    Hazard("TC202", "behind-transpose", transposed_dequantize),
+    Hazard("TC202", "table", dequantized_table),
+    Hazard("TC203", "gemm", float_between_qdq, run=True),
+    Hazard("TC204", "full-range", saturating, saturating=True),
+    Hazard("TC204", "full-range-on-exact-host", saturating),
+    Hazard("TC205", "attention", mistaken_attention, besides=("TC404", "TC405", "TC106")),
+)

@@ -1,0 +1,43 @@
+"""Every hazard is found by its code and nothing else is said; its twin without the problem is silent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hazards import attention, dtypes, kernels, quantization, session, shapes, weights
+from tests.hazards.building import Hazard
+from truecast.diagnosis import RULES, Diagnosis, diagnose, diagnosing
+from truecast.diagnosis.host import Host
+
+FAMILIES = (kernels, quantization, shapes, dtypes, weights, attention, session)
+HAZARDS: tuple[Hazard, ...] = tuple(hazard for family in FAMILIES for hazard in family.HAZARDS)
+ELSEWHERE = {
+    "TC507": "a file of 1.5 GB is not made in a test; see test_large.py",
+    "TC707": "needs a provider that is installed and takes nothing",
+    "TC708": "needs a CUDA device",
+    "TC710": "needs an optimizer that errs",
+}
+"""Codes without a model here, and why; each has a test of its own on made-up observations."""
+
+
+def diagnosed(hazard: Hazard, folder: Path, present: bool, monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
+    monkeypatch.setattr(diagnosing, "this_host", lambda: Host(saturates=hazard.saturating))
+    return diagnose(hazard.make(folder, present), hazard.provider, hazard.run, hazard.session)
+
+
+@pytest.mark.parametrize("hazard", HAZARDS, ids=str)
+def test_a_hazard_is_found_and_nothing_else(hazard: Hazard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = diagnosed(hazard, tmp_path, True, monkeypatch)
+    assert hazard.code in found.codes
+    assert set(found.codes) <= {hazard.code, *hazard.besides}
+
+
+@pytest.mark.parametrize("hazard", HAZARDS, ids=str)
+def test_its_clean_twin_is_silent(hazard: Hazard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert diagnosed(hazard, tmp_path, False, monkeypatch).findings == ()
+
+
+def test_every_rule_has_a_hazard() -> None:
+    assert {hazard.code for hazard in HAZARDS} | set(ELSEWHERE) == {rule.code for rule in RULES}
