@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from truecast.calibration.caching import SETTING, with_quantized_cache
 from truecast.calibration.libraries import CALIBRATED, calibrated, library_version
 from truecast.calibration.texts import read_texts
 from truecast.checkpoint import Checkpoint, open_checkpoint
-from truecast.checkpoint.model import Array
+from truecast.checkpoint.model import Array, StoredTensor
 from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
@@ -202,7 +202,7 @@ def _cast(
         weights = _write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
     manifest = _manifest(checkpoint, target, request, trace, weights, ignored, hashes.result())
-    manifest = _with_entries(manifest, packer.session_entries)
+    manifest = _with_entries(_with_decoded(manifest, packer.decoded), packer.session_entries)
     _side_files(checkpoint, target, manifest, folder)
     if request.cache_bits is not None:
         given = (checkpoint, request.cache_bits, texts, report)
@@ -312,6 +312,19 @@ def _manifest(
         files={},
         certificate=Certificate(status=Status.UNPROVEN),
     )
+
+
+def _with_decoded(manifest: Manifest, decoded: Sequence[StoredTensor]) -> Manifest:
+    """Notes the quantized weights that could not be kept as they are."""
+    if not decoded:
+        return manifest
+    kinds = list(dict.fromkeys(tensor.stored_as for tensor in decoded))
+    more = f" and {len(kinds) - 1} other kinds" if len(kinds) > 1 else ""
+    notice = (
+        f"{len(decoded)} quantized weights became floats of the same values, since no operator holds them as they are "
+        f"({kinds[0]}{more}); the first is {decoded[0].name}."
+    )
+    return manifest.model_copy(update={"notices": [*manifest.notices, notice]})
 
 
 def _with_entries(manifest: Manifest, entries: Mapping[str, str]) -> Manifest:

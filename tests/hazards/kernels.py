@@ -86,6 +86,16 @@ def dead_present(folder: Path, hazard: bool) -> Path:
     return save(model([attention], inputs, results, opset=23), folder)
 
 
+def flat_mask(folder: Path, hazard: bool) -> Path:
+    """A padding mask [batch, 1, 1, keys]: ONNX broadcasts it, the processor's kernel does not."""
+    dims = ["batch", 4, "length", 16]
+    mask = tensor("mask", ["batch", 1, 1 if hazard else "length", "length"])
+    inputs = [*(tensor(name, dims) for name in "qkv"), mask]
+    return save(
+        model([node("Attention", ["q", "k", "v", "mask"], ["y"])], inputs, [tensor("y", dims)], opset=23), folder
+    )
+
+
 def expanded(folder: Path, hazard: bool) -> Path:
     parts = [node("Sigmoid", ["x"], ["s"]), node("Mul", ["x", "s"], ["n"])]
     return save(chain([node("Swish", ["x"], ["n"])] if hazard else parts, "n", opset=24), folder)
@@ -102,5 +112,6 @@ HAZARDS = (
     Hazard("TC107", "int8-on-cuda", dynamic_int8_on_cuda, provider="cuda"),
     Hazard("TC108", "every-layer", copies_in_every_layer, provider="cuda", besides=("TC107",)),
     Hazard("TC109", "dead-present", dead_present),
+    Hazard("TC109", "flat-mask", flat_mask),
     Hazard("TC110", "swish", expanded),
 )

@@ -6,8 +6,9 @@ Every precision, opset and exporter that a careful user would choose; twenty fil
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ KINDS: dict[str, tuple[type[nn.Module], Any, Axes]] = {
     "recurrent": (Recurrent, lambda: (torch.randn(3, 9, 16),), {"x": {0: "batch", 1: "length"}}),
 }
 EXPORTS = (
-    *(Export(kind, opset) for kind in ("classifier", "encoder", "images") for opset in (18, 20, 23)),
+    *(Export(kind, opset) for kind in ("classifier", "encoder", "images") for opset in (18, 20)),
+    *(Export(kind, opset) for kind, opset in (("classifier", 23), ("images", 23), ("encoder", 22))),
     Export("recurrent", 20),
     *(Export(kind, 17, dynamo=False) for kind in KINDS),
 )
@@ -158,16 +160,28 @@ def exported(export: Export, file: Path) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Export], Path]:
+    """Each export, made once."""
+
+    @cache
+    def made(export: Export) -> Path:
+        return exported(export, tmp_path_factory.mktemp(str(export)) / "model.onnx")
+
+    return made
+
+
 @pytest.mark.parametrize("export", EXPORTS, ids=str)
-def test_exports_by_torch_have_no_finding(export: Export, tmp_path: Path) -> None:
-    file = exported(export, tmp_path / "model.onnx")
+def test_exports_by_torch_have_no_finding(export: Export, exports: Callable[[Export], Path]) -> None:
+    file = exports(export)
     assert diagnose(file).findings == ()
-    assert diagnose(file, run=True).findings == ()
+    ran = diagnose(file, run=True)
+    assert (ran.findings, ran.notes) == ((), ())
 
 
 @pytest.mark.parametrize("export", [Export("encoder", 20), Export("images", 20), Export("classifier", 20)], ids=str)
-def test_nor_on_cuda(export: Export, tmp_path: Path) -> None:
-    assert diagnose(exported(export, tmp_path / "model.onnx"), "cuda").findings == ()
+def test_nor_on_cuda(export: Export, exports: Callable[[Export], Path]) -> None:
+    assert diagnose(exports(export), "cuda").findings == ()
 
 
 @pytest.mark.parametrize(("case", "precision"), ARTIFACTS)
@@ -175,4 +189,5 @@ def test_artifacts_have_no_finding(case: str, precision: str, tmp_path: Path) ->
     checkpoint = tiny_checkpoint(BY_NAME[case], tmp_path / "checkpoint")
     folder = truecast.export(checkpoint, tmp_path / "out", precision=precision, verify=False).folder
     assert diagnose(folder).findings == ()
-    assert diagnose(folder, run=True).findings == ()
+    ran = diagnose(folder, run=True)
+    assert (ran.findings, ran.notes) == ((), ())

@@ -180,7 +180,7 @@ PLANTS = [
         lambda folder: change_data(folder, "model.layers.0.self_attn.q_norm.weight", double_scale),
         VALUES,
         0,
-        "model.layers.0/Add_2",
+        "model.layers.0/SimplifiedLayerNormalization_2",
         "weight",
         "model.layers.0.self_attn.q_norm.weight is not the checkpoint's",
     ),

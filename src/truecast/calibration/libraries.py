@@ -130,7 +130,11 @@ def _run(job: Mapping[str, object], folder: Path) -> Path:
     worker = f"truecast.calibration.workers.{CALIBRATED[str(job['method'])].worker}"
     with log.open("wb") as output:
         status = subprocess.run(
-            [sys.executable, "-m", worker, str(path)], stdout=output, stderr=subprocess.STDOUT, check=False
+            [sys.executable, "-m", worker, str(path.resolve())],
+            cwd=folder,  # where auto-round leaves its workspace
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
         ).returncode
     found = sorted(Path(str(job["out"])).rglob("config.json"))
     if status or not found:

@@ -98,15 +98,16 @@ def _forget(value: ir.Value) -> None:
 
 def _remove_unused(evidence: Evidence) -> bool:
     """Removes weights that nothing reads."""
-    idle = [
-        weight.value
-        for weight in evidence.weights
-        if not weight.value.uses() and not weight.value.is_graph_output() and not weight.value.is_graph_input()
-    ]
-    for value in idle:
-        if value.graph is not None and value.name in value.graph.initializers:
-            _forget(value)
-    return any(weight.value in idle and weight.nbytes >= SMALLEST_BYTES for weight in evidence.weights)
+    idle = [weight for weight in evidence.weights if _is_idle(weight.value)]
+    for weight in idle:
+        _forget(weight.value)
+    return any(weight.nbytes >= SMALLEST_BYTES for weight in idle)
+
+
+def _is_idle(value: ir.Value) -> bool:
+    graph = value.graph
+    held = graph is not None and graph.initializers.get(value.name or "") is value
+    return held and not value.uses() and not value.is_graph_output() and not value.is_graph_input()
 
 
 def _switch_off_dropout(evidence: Evidence) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from truecast.checkpoint.model import Array
+from truecast.checkpoint.model import Array, StoredTensor
 from truecast.dialects.expand import NodeWriter
 from truecast.errors import InputError
 from truecast.weights.binding import Alias, Binding, Operand, array_binding, stacked
@@ -97,6 +97,13 @@ class Packer:
     def session_entries(self) -> Mapping[str, str]:
         """Session keys that the graph needs in ONNX Runtime; of several levels, the one that loses least."""
         return self.emitter.session_entries(min(self._levels)) if self._levels else {}
+
+    @property
+    def decoded(self) -> list[StoredTensor]:
+        """Quantized weights that were to be kept, and that no operator holds as they are: they became floats."""
+        kept = [weight for weight in self._forms if self._precision(weight).own]
+        floats = [weight for weight in kept if not self._forms[weight].binding.own]
+        return [tensor for tensor in map(self.sources.__getitem__, floats) if tensor.encoding or tensor.parts]
 
     @property
     def tied(self) -> bool:

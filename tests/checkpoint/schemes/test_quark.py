@@ -79,6 +79,14 @@ def test_without_zero_points_the_zero_is_the_code_zero(tmp_path: Path) -> None:
         assert encoding.zero == zero
 
 
+@pytest.mark.parametrize(("dtype", "stored", "zero"), [("int4", -3, 5), ("int4", 2, 10), ("uint4", 3, 3)])
+def test_equal_zero_points_are_one_number(tmp_path: Path, dtype: str, stored: int, zero: int) -> None:
+    points = words(np.full((2, 16), stored & 15), INTERLEAVED)
+    encoding = weight(tmp_path, SCHEME, int4(weight_zero_point=points), stated(dtype)).encoding
+    assert isinstance(encoding, Affine)
+    assert encoding.zero == zero
+
+
 def test_a_block_has_the_stated_shape(tmp_path: Path) -> None:
     codes = np.ones((48, 64), ml_dtypes.float8_e4m3fn)
     scale = np.arange(6, dtype=np.float32).reshape(3, 2)

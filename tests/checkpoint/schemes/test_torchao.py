@@ -197,6 +197,16 @@ BROKEN: dict[str, tuple[dict[str, Array], dict[str, str], str]] = {
     "codes of experts": (small(qdata=np.zeros((2, 2, 8), np.int8)), header("Int8Tensor"), r"shape \[2, 2, 8\]"),
     "groups that do not divide": (small(scale=np.ones((2, 3), np.float32)), header("Int8Tensor"), "2x3 scales"),
     "another block": (small(), header("Int8Tensor", block_size=[1, 8]), "no single block shape .1x8"),
+    "a block that does not divide": (
+        parts(qdata=np.zeros((2, 12), np.int8), scale=np.ones((2, 2), np.float32)),
+        header("Int8Tensor", block_size=[1, 8]),
+        r"blocks of \[1, 8\] of \[2, 12\]",
+    ),
+    "a row that is said to have groups": (
+        small(scale=np.ones((2, 1), np.float32)),
+        header("Int8Tensor", block_size=[1, 4]),
+        r"header says \[1, 4\]",
+    ),
     "another grid of zeros": (
         small(zero_point=np.ones((2, 1), np.int8)),
         header("Int8Tensor"),

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from truecast.diagnosis.evidence import Evidence, label
 from truecast.diagnosis.model import Seen, seen
+from truecast.diagnosis.placement import Place
 from truecast.diagnosis.rules.rule import ERROR, WARNING, Rule
 from truecast.diagnosis.schemas import standard
 
@@ -129,7 +130,7 @@ def mask_unfuses(evidence: Evidence) -> Seen | None:
     masked += [
         n for n in evidence.nodes if n.op_type == "Attention" and not standard(n.domain) and _has(n, ATTENTION_MASK)
     ]
-    return seen(map(label, masked))
+    return seen(label(node) for node in masked if evidence.placement.places.get(node) is Place.DEVICE)
 
 
 def _grouped(evidence: Evidence) -> Iterator[ir.Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -21,7 +21,7 @@ FEW_COPIES = 8
 BUILT_IN = ("", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 INTEGER_PRODUCTS = ("MatMulInteger", "DynamicQuantizeLinear", "ConvInteger", "DynamicQuantizeMatMul")
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-STANDARD_ATTENTION, PAST_KEY, PRESENT_KEY = "Attention", 4, 1
+STANDARD_ATTENTION, MASK, PAST_KEY, PRESENT_KEY = "Attention", 3, 4, 1
 MOE_THIRD_WEIGHT = 6
 
 
@@ -118,10 +118,18 @@ def falls_back(evidence: Evidence) -> Seen | None:
     if evidence.provider == "cpu":
         return None
     nodes = [*evidence.placement.at(Place.HOST), *evidence.placement.at(Place.CAST)]
-    fix = None
+    return seen(map(label, nodes), operators(nodes, evidence), fix=_way_back(nodes, evidence))
+
+
+def _way_back(nodes: Sequence[ir.Node], evidence: Evidence) -> str | None:
+    """What brings the first of these nodes back to the provider, where that is known."""
     if any(node.op_type in INTEGER_PRODUCTS for node in nodes):
-        fix = "Quantize the weights only (MatMulNBits) or use QDQ: dynamic int8 has kernels on the processor alone."
-    return seen(map(label, nodes), operators(nodes, evidence), fix=fix)
+        return "Quantize the weights only (MatMulNBits) or use QDQ: dynamic int8 has kernels on the processor alone."
+    schema = evidence.schema(nodes[0]) if nodes else None
+    if schema is None or not evidence.tables[0].knows(schema):
+        return None
+    names = ", ".join(sorted(name.removeprefix("tensor(").rstrip(")") for name in evidence.tables[0].dtypes(schema)))
+    return f"The provider has {schema.name} for other dtypes: export in one of those ({names})."
 
 
 def copies_repeat(evidence: Evidence) -> Seen | None:
@@ -147,11 +155,26 @@ def _refusal(node: ir.Node, evidence: Evidence) -> str | None:
     if node.op_type == STANDARD_ATTENTION and not standard(node.domain):
         has_past = len(node.inputs) > PAST_KEY and node.inputs[PAST_KEY] is not None
         has_present = len(node.outputs) > PRESENT_KEY and bool(node.outputs[PRESENT_KEY].name)
-        return "it has a past and no present output" if has_past and not has_present else None
+        if has_past and not has_present:
+            return "it has a past and no present output"
+        return (
+            "its mask has one row for all queries, and the kernel wants one each"
+            if _has_flat_mask(node, evidence)
+            else None
+        )
     if node.op_type == "MoE" and evidence.provider == "cpu":
         third = len(node.inputs) > MOE_THIRD_WEIGHT and node.inputs[MOE_THIRD_WEIGHT] is not None
         return "the processor's kernel has no third weight" if third else None
     return None
+
+
+def _has_flat_mask(node: ir.Node, evidence: Evidence) -> bool:
+    """A mask [batch, 1, 1, keys], which ONNX broadcasts and the processor's kernel refuses."""
+    queries = evidence.dims(node.inputs[0])
+    mask = evidence.dims(node.inputs[MASK]) if len(node.inputs) > MASK else None
+    if evidence.provider != "cpu" or not queries or not mask or len(mask) < 2 or len(queries) < 3:
+        return False
+    return mask[-2] == 1 and queries[-2 if len(queries) == 4 else 1] != 1
 
 
 def expanded(evidence: Evidence) -> Seen | None:
@@ -234,7 +257,7 @@ RULES = (
         ERROR,
         "A kernel that loads and then refuses to run",
         "The first run fails.",
-        "Keep all present outputs; write mixtures of experts as QMoE or in standard operators.",
+        "Keep all present outputs, expand masks to [batch, 1, queries, keys], write experts as QMoE.",
         refuses_at_run,
     ),
     Rule(

@@ -17,6 +17,8 @@ SMALLEST_BYTES = 4096
 """Copies and constants below this size are not worth a word."""
 INLINE_LIMIT = 3 << 29
 """Bytes of weights in the file itself from which exporters use external data: 1.5 GiB, of protobuf's 2."""
+NOTICED_SHARE = 0.01
+"""Share of all weights below which copies are by chance: biases of zeros, norms of ones."""
 BLOWN_BYTES = 1 << 20
 BLOWN_FACTOR = 8
 """A constant expression is a blow-up when its result has this many times the bytes that it is made from."""
@@ -30,9 +32,14 @@ def duplicates(evidence: Evidence) -> Seen | None:
     """Weights with the same dtype, shape and bytes under different names."""
     groups = list(same_weights(evidence.weights))
     wasted = sum(group[0].nbytes * (len(group) - 1) for group in groups)
-    return seen(
-        (" = ".join(weight.name for weight in group) for group in groups), "stored more than once", nbytes=wasted
-    )
+    if wasted < NOTICED_SHARE * sum(weight.nbytes for weight in evidence.weights):
+        return None
+    return seen((_equals(group) for group in groups), "stored more than once", nbytes=wasted)
+
+
+def _equals(group: Sequence[Weight]) -> str:
+    more = f" and {len(group) - 2} more" if len(group) > 2 else ""
+    return f"{group[0].name} = {group[1].name}{more}"
 
 
 def same_weights(weights: Iterable[Weight]) -> Iterator[tuple[Weight, ...]]:
