@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.test_artifact import MANIFEST
-from truecast import exporting
+from truecast import describing, exporting
 from truecast.artifact import Certificate, Check, Manifest, Status, read_manifest, sha256_of
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError, ProofError
@@ -241,7 +241,7 @@ def test_end_tokens_of_both_configurations_are_joined(pristine: Path, int4: Path
     checkpoint = Checkpoint(
         Path(), "safetensors", {"eos_token_id": 7}, {}, {"generation_config.json": lambda: b'{"eos_token_id": [9, 7]}'}
     )
-    assert exporting._eos(checkpoint) == [7, 9]
+    assert describing.eos_token_ids(checkpoint) == [7, 9]
 
 
 def test_a_tensor_that_the_model_has_no_place_for_stops_the_export(pristine: Path, tmp_path: Path) -> None:

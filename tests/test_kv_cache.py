@@ -15,8 +15,9 @@ from tests.conformance.cases import BY_NAME
 from tests.targets.genai_runtime import Genai
 from tests.tiny import Case, tiny_checkpoint
 from truecast.artifact import read_manifest
+from truecast.calibration.prose import PROSE
 from truecast.checkpoint import open_checkpoint
-from truecast.errors import InputError
+from truecast.errors import InputError, ProofError
 from truecast.proof import verify
 from truecast.runtime.decoder import Decoder
 from truecast.runtime.generate import GenerationOptions, generate
@@ -96,22 +97,31 @@ def test_the_same_input_gives_the_same_bytes(source: Path, exported: Export, tmp
         assert (tmp_path / "again" / name).read_bytes() == (exported("int4") / name).read_bytes(), name
 
 
-def test_linked_weights_leave_the_checkpoint_alone(source: Path, tmp_path: Path) -> None:
+def test_linked_weights_leave_the_checkpoint_alone(source: Path, exported: Export, tmp_path: Path) -> None:
     before = (source / "model.safetensors").read_bytes()
-    artifact = truecast.export(source, tmp_path / "out", precision="fp32", kv_cache="int8", link_weights=True)
-    assert artifact.manifest.certificate.status == "proven"
+    options = {"precision": "fp32", "kv_cache": "int8", "link_weights": True, "verify": False}
+    artifact = truecast.export(source, tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert tokens(artifact.folder, PROMPTS) == tokens(exported("int8"), PROMPTS)
     assert (source / "model.safetensors").read_bytes() == before
 
 
 def test_text_of_the_users_calibrates(source: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("One, two, three.\n\nFour, five, six, seven.\n")
+    text.write_text("\n\n".join(reversed(PROSE)))
     options = {"precision": "fp32", "kv_cache": "int8", "calibration": text}
     artifact = truecast.export(source, tmp_path / "out", **options)  # type: ignore[arg-type]
     assert artifact.manifest.settings["cache_scales"] == "from the calibration text"
     assert artifact.manifest.certificate.status == "proven"
     again = verify(tmp_path / "out")  # without the text
     assert any("not made again" in check.detail for check in again.checks), again.checks
+
+
+def test_a_text_that_says_too_little_is_noticed(source: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Aa!")
+    options = {"precision": "fp32", "kv_cache": "int8", "calibration": text}
+    with pytest.raises(ProofError, match="clipped keys and values"):
+        truecast.export(source, tmp_path / "out", **options)  # type: ignore[arg-type]
 
 
 # A checkpoint's own scales ------------------------------------------------------------------------------------------

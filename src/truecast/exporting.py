@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +19,10 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from truecast import __version__
 from truecast.artifact import (
     GRAPH_NAME,
-    CacheInfo,
-    Certificate,
-    GraphInfo,
     Manifest,
-    Source,
     Status,
-    TensorInfo,
     WeightInfo,
     publish,
     reject,
@@ -41,8 +35,9 @@ from truecast.calibration.caching import SETTING, with_quantized_cache
 from truecast.calibration.libraries import CALIBRATED, calibrated, library_version
 from truecast.calibration.texts import read_texts
 from truecast.checkpoint import Checkpoint, open_checkpoint
-from truecast.checkpoint.model import Array, StoredTensor
+from truecast.checkpoint.model import Array
 from truecast.checkpoint.schemes import CONFIG_KEYS
+from truecast.describing import context_length, described, notices_of, source_of, with_decoded, with_entries
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.dialects.ort.fuse import fuse_rotary, pack_heads
@@ -89,9 +84,11 @@ def export(
     request.check()
     require_free(out, force)
     checkpoint = open_checkpoint(source)
-    if request.calibration is not None and not verify and request.method not in CALIBRATED:
+    used = request.method in CALIBRATED or request.cache_bits is not None
+    if request.calibration is not None and not verify and not used:
         raise InputError(
-            f"--calibration is for the proof to measure on, or for {', '.join(CALIBRATED)}; leave out --no-verify or it."
+            f"--calibration is for the proof to measure on, or for {', '.join(CALIBRATED)}; "
+            "leave out --no-verify or it."
         )
     texts = () if request.calibration is None else read_texts(request.calibration)
     report = progress or (lambda stage, done, total: None)
@@ -161,10 +158,10 @@ def _calibrated(
         report("calibrate", 1, 1)
         cast = _cast(given, folder, replace(request, precision=AS_IS), report, texts)
         asked = {
-            "source": _source(checkpoint, {path.name: sha256_of(path) for path in checkpoint.files}),
+            "source": source_of(checkpoint, {path.name: sha256_of(path) for path in checkpoint.files}),
             "precision": request.precision,
             "settings": _kept(cast) | request.settings() | {"library": library_version(request.method)},
-            "notices": _notices(checkpoint, request),
+            "notices": notices_of(checkpoint, request),
         }
         manifest = cast.model_copy(update=asked)
         manifest = _certified(folder, given, manifest, request, texts, verify, report, original=checkpoint)
@@ -201,8 +198,8 @@ def _cast(
         ignored = {**checkpoint.ignored, **sources.unused()}
         weights = _write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
-    manifest = _manifest(checkpoint, target, request, trace, weights, ignored, hashes.result())
-    manifest = _with_entries(_with_decoded(manifest, packer.decoded), packer.session_entries)
+    manifest = described(checkpoint, target, request, trace, weights, ignored, hashes.result())
+    manifest = with_entries(with_decoded(manifest, packer.decoded), packer.session_entries)
     _side_files(checkpoint, target, manifest, folder)
     if request.cache_bits is not None:
         given = (checkpoint, request.cache_bits, texts, report)
@@ -246,7 +243,7 @@ def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> P
         if name in model.graph.initializers:
             model.graph.initializers[name].const_value = ir.tensor(buffer.numpy(), name=name)
     tables: dict[str, Array] = {}
-    length = _context_length(sources.checkpoint)
+    length = context_length(sources.checkpoint)
     if trace.padding == Padding.RIGHT and length:
         tables = fuse_rotary(model, length)
     expand(model)
@@ -281,115 +278,6 @@ def _chooser(packer: Packer, request: Request) -> Callable[[str], Precision]:
 
 
 ROTARY_TABLE = "rotary table of the model's own module"
-
-
-def _context_length(checkpoint: Checkpoint) -> int | None:
-    length = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
-    return int(length) if length else None
-
-
-def _manifest(
-    checkpoint: Checkpoint,
-    target: Target,
-    request: Request,
-    trace: Trace,
-    weights: list[WeightInfo],
-    ignored: dict[str, str],
-    hashes: dict[str, str],
-) -> Manifest:
-    return Manifest(
-        truecast=__version__,
-        source=_source(checkpoint, hashes),
-        target=target.name,
-        dialect=target.dialect,
-        provider=request.provider,
-        precision=request.precision,
-        settings=request.settings(),
-        graph=_graph_info(checkpoint, trace),
-        weights=weights,
-        ignored_tensors=ignored,
-        notices=_notices(checkpoint, request),
-        files={},
-        certificate=Certificate(status=Status.UNPROVEN),
-    )
-
-
-def _with_decoded(manifest: Manifest, decoded: Sequence[StoredTensor]) -> Manifest:
-    """Notes the quantized weights that could not be kept as they are."""
-    if not decoded:
-        return manifest
-    kinds = list(dict.fromkeys(tensor.stored_as for tensor in decoded))
-    more = f" and {len(kinds) - 1} other kinds" if len(kinds) > 1 else ""
-    notice = (
-        f"{len(decoded)} quantized weights became floats of the same values, since no operator holds them as they are "
-        f"({kinds[0]}{more}); the first is {decoded[0].name}."
-    )
-    return manifest.model_copy(update={"notices": [*manifest.notices, notice]})
-
-
-def _with_entries(manifest: Manifest, entries: Mapping[str, str]) -> Manifest:
-    """Notes session keys that the graph needs, for our own runtime and in words for others."""
-    if not entries:
-        return manifest
-    listed = ", ".join(f"{key}={value}" for key, value in entries.items())
-    notice = (
-        f"In ONNX Runtime the graph is proven with the session configuration {listed}; set it in other loaders, too."
-    )
-    graph = manifest.graph.model_copy(update={"session_entries": dict(entries)})
-    return manifest.model_copy(update={"graph": graph, "notices": [*manifest.notices, notice]})
-
-
-def _source(checkpoint: Checkpoint, hashes: dict[str, str]) -> Source:
-    return Source(path=str(checkpoint.path.resolve()), format=checkpoint.format, sha256=hashes)
-
-
-def _notices(checkpoint: Checkpoint, request: Request) -> list[str]:
-    notices = list(checkpoint.notices)
-    if checkpoint.quantization is not None and request.precision != AS_IS:
-        notices.append(
-            f"The checkpoint is quantized already ({checkpoint.quantization}); its weights were decoded and made "
-            f"{request.precision} anew. --precision {AS_IS} keeps its own codes."
-        )
-    return notices
-
-
-def _graph_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
-    graph = trace.model.graph
-    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
-    vocabulary = graph.outputs[0].shape
-    return GraphInfo(
-        padding=trace.padding,
-        opsets=dict(trace.model.opset_imports),
-        ir_version=trace.model.ir_version,
-        inputs=[_tensor_info(value) for value in inputs],
-        outputs=[_tensor_info(value) for value in graph.outputs],
-        cache=CacheInfo(
-            layers=len(trace.cache_shapes),
-            in_place=trace.in_place,
-            dtype=_tensor_info(graph.outputs[1]).dtype,
-        ),
-        context_length=_context_length(checkpoint),
-        vocab_size=None if vocabulary is None else int(vocabulary[-1]),  # type: ignore[arg-type]
-        eos_token_ids=_eos(checkpoint),
-        lowered=dict(sorted(trace.lowered.items())),
-        traced=dict(sorted(trace.traced.items())),
-    )
-
-
-def _tensor_info(value: ir.Value) -> TensorInfo:
-    assert value.shape is not None and value.dtype is not None
-    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-    return TensorInfo(name=value.name or "", dtype=str(value.dtype.numpy()), shape=shape)
-
-
-def _eos(checkpoint: Checkpoint) -> list[int]:
-    """The union of what config.json and generation_config.json say: the first often lacks the end of a turn."""
-    ids: list[int] = []
-    generation = checkpoint.side_files.get("generation_config.json")
-    for source in (checkpoint.config, json.loads(generation()) if generation else {}):
-        found = source.get("eos_token_id")
-        ids += found if isinstance(found, list) else [] if found is None else [found]
-    return sorted(set(ids))
 
 
 def _side_files(checkpoint: Checkpoint, target: Target, manifest: Manifest, folder: Path) -> None:

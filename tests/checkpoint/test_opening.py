@@ -148,7 +148,7 @@ def test_a_quantizer_that_quantized_nothing_is_noticed(tmp_path: Path) -> None:
 
 def test_an_unknown_quantizer_is_refused(tmp_path: Path) -> None:
     config = {"model_type": "llama", "quantization_config": {"quant_method": "tomorrow"}}
-    with pytest.raises(InputError, match="'tomorrow', which is not known; known are .*gptq"):
+    with pytest.raises(InputError, match=r"'tomorrow', which is not known; known are .*gptq"):
         open_checkpoint(folder(tmp_path, json.dumps(config)))
 
 

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
 import pytest
 
 from tests.hazards import weights
@@ -92,6 +93,12 @@ def test_an_unknown_provider_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_session_key_needs_a_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", str(save(linear(), tmp_path)), "--session", "session.disable_prepacking"]) == 2
     assert "KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_classifier_that_returns_maps_is_read(tmp_path: Path) -> None:
+    """scikit-learn's converters write them."""
+    file = Path(ort.__file__).parent / "datasets" / "logreg_iris.onnx"
+    assert diagnose(file).codes == ("TC301",)
 
 
 @pytest.mark.parametrize("make", [weights.escaping, weights.escaping_by_link])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 
 from tests.hazards import attention, dtypes, kernels, quantization, session, shapes, weights
 from tests.hazards.building import Hazard
 from truecast.diagnosis import RULES, Diagnosis, diagnose, diagnosing
 from truecast.diagnosis.host import Host
+from truecast.runtime.providers import LOAD_ERRORS
 
 FAMILIES = (kernels, quantization, shapes, dtypes, weights, attention, session)
 HAZARDS: tuple[Hazard, ...] = tuple(hazard for family in FAMILIES for hazard in family.HAZARDS)
@@ -37,6 +39,28 @@ def test_a_hazard_is_found_and_nothing_else(hazard: Hazard, tmp_path: Path, monk
 @pytest.mark.parametrize("hazard", HAZARDS, ids=str)
 def test_its_clean_twin_is_silent(hazard: Hazard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert diagnosed(hazard, tmp_path, False, monkeypatch).findings == ()
+
+
+REFUSED = {"TC101", "TC102", "TC103", "TC105", "TC106", "TC205", "TC402", "TC404", "TC405", "TC504", "TC505", "TC706"}
+"""Codes that say that ONNX Runtime does not load the model."""
+
+
+@pytest.mark.parametrize("hazard", [hazard for hazard in HAZARDS if hazard.code in REFUSED], ids=str)
+def test_the_runtime_agrees_that_it_does_not_load(hazard: Hazard, tmp_path: Path) -> None:
+    for present in (True, False):
+        folder = tmp_path / str(present)
+        folder.mkdir()
+        assert loads(hazard.make(folder, present)) is not present
+
+
+def loads(path: Path) -> bool:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except LOAD_ERRORS:
+        return False
+    return True
 
 
 def test_every_rule_has_a_hazard() -> None:

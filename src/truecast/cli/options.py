@@ -101,7 +101,10 @@ Activations = Annotated[
     str, typer.Option(callback=_activations, help="int8 or float, for the products of quantized weights.")
 ]
 Method = Annotated[
-    str, typer.Option(callback=_method, help="How the codes of int4 and int8 are made: rtn, k-quant, hqq, gptq, awq or auto-round.")
+    str,
+    typer.Option(
+        callback=_method, help="How the codes of int4 and int8 are made: rtn, k-quant, hqq, gptq, awq or auto-round."
+    ),
 ]
 Keep = Annotated[
     list[str] | None,
@@ -116,7 +119,7 @@ Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help='Text for gptq, awq and auto-round, and to measure their price on: paragraphs (.txt), or lines of '
+        help="Text for gptq, awq and auto-round, and to measure their price on: paragraphs (.txt), or lines of "
         '{"text": …} (.jsonl).',
         show_default=False,
     ),

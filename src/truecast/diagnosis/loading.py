@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass
@@ -76,12 +77,33 @@ def read_model(file: Path) -> ir.Model:
 
 def _parsed(file: Path) -> ir.Model:
     try:
-        return ir.load(file, format="protobuf")
+        proto = onnx.load_model(file, format="protobuf", load_external_data=False)
+        _forget_maps(proto.graph)
+        model = ir.from_proto(proto)
     except (DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no ONNX model or is cut short ({error}); write it again.") from error
     except (ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{file} holds no valid ONNX graph ({reason}); export it again.") from error
+        raise InputError(f"{file} holds no valid ONNX graph ({_reason(error)}); export it again.") from error
+    ir.external_data.set_base_dir(model.graph, file.parent)
+    return model
+
+
+def _forget_maps(graph: onnx.GraphProto) -> None:
+    """Takes away the types of maps, which classifiers return and onnx-ir does not read; no rule looks at them."""
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        inner = info.type
+        while inner.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = inner.WhichOneof("value")
+            inner = inner.sequence_type.elem_type if kind == "sequence_type" else inner.optional_type.elem_type
+        if inner.HasField("map_type"):
+            info.ClearField("type")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0]
 
 
 def external_data(model: ir.Model, folder: Path) -> Iterator[ExternalData]:

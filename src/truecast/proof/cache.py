@@ -322,6 +322,8 @@ def _clipping_check(manifest: Manifest, reference: Reference, layers: Sequence[_
         ]
         shares[what] = float(sum(map(np.sum, beyond))) / sum(x.size for x in beyond)
     name, detail = "clipped keys and values", ", ".join(f"{share:.1e} {what}" for what, share in shares.items())
+    if max(shares.values()) > CLIPPED[bits]:
+        detail += "; more text, given with --calibration, reaches further"
     if manifest.settings.get(SETTING) == OWN:  # no choice of ours
         return reported(TIER, name, max(shares.values()), "of them", detail)
     return check(TIER, name, max(shares.values()), CLIPPED[bits], "of them", detail)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from onnxruntime.capi import _pybind_state
 
 from truecast.checkpoint.model import Array
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block sizes that ONNX Runtime's CPU kernels take (1.31; 512 is rejected or gives zeros)."""
-
-_QUANTIZERS = {4: _pybind_state.quantize_matmul_4bits, 8: _pybind_state.quantize_matmul_8bits}
-
 
 def blocks_per_row(width: int, block: int) -> int:
     """Number of blocks that hold a row of `width` weights, the last one padded."""
@@ -30,6 +26,10 @@ def quantize_rows(rows: Array, bits: int, block: int) -> tuple[Array, Array]:
         Codes, uint8 [n, blocks, block · bits / 8], lowest bits first, and scales, float32 [n, blocks].
         A weight is (code - 2^(bits-1)) · scale; scales may be negative.
     """
+    # Not at the top: to tell what becomes of weights, the sizes above are needed, and no runtime.
+    from onnxruntime.capi import _pybind_state
+
+    quantize = {4: _pybind_state.quantize_matmul_4bits, 8: _pybind_state.quantize_matmul_8bits}[bits]
     count, width = rows.shape
     blocks = blocks_per_row(width, block)
     if width % block:
@@ -39,7 +39,7 @@ def quantize_rows(rows: Array, bits: int, block: int) -> tuple[Array, Array]:
     codes = np.zeros((1, count * blocks, block * bits // 8), np.uint8)
     scales = np.zeros(count * blocks, np.float32)
     unused = np.zeros((count * blocks * bits + 7) // 8, np.uint8)
-    _QUANTIZERS[bits](codes, column, scales, unused, block, 1, column.size, True)
+    quantize(codes, column, scales, unused, block, 1, column.size, True)
     return codes.reshape(count, blocks, -1), scales.reshape(count, blocks)
 
 

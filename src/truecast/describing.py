@@ -1,0 +1,141 @@
+"""What the manifest says of an export: its source, its graph, and what the user should know.
+
+Data flow: checkpoint, trace, written weights and request → `described` → a `Manifest` that is not proven yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from truecast import __version__
+from truecast.artifact import (
+    CacheInfo,
+    Certificate,
+    GraphInfo,
+    Manifest,
+    Source,
+    Status,
+    TensorInfo,
+    WeightInfo,
+)
+from truecast.checkpoint import Checkpoint
+from truecast.checkpoint.model import StoredTensor
+from truecast.requesting import AS_IS, Request
+from truecast.targets import Target
+from truecast.trace.decoder import Trace
+
+
+def context_length(checkpoint: Checkpoint) -> int | None:
+    """Positions that the model was made for, or None where its configuration does not say."""
+    length = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
+    return int(length) if length else None
+
+
+def described(
+    checkpoint: Checkpoint,
+    target: Target,
+    request: Request,
+    trace: Trace,
+    weights: list[WeightInfo],
+    ignored: dict[str, str],
+    hashes: dict[str, str],
+) -> Manifest:
+    """The manifest of written weights, unproven; `hashes` are those of the checkpoint's files, by name."""
+    return Manifest(
+        truecast=__version__,
+        source=source_of(checkpoint, hashes),
+        target=target.name,
+        dialect=target.dialect,
+        provider=request.provider,
+        precision=request.precision,
+        settings=request.settings(),
+        graph=_graph_info(checkpoint, trace),
+        weights=weights,
+        ignored_tensors=ignored,
+        notices=notices_of(checkpoint, request),
+        files={},
+        certificate=Certificate(status=Status.UNPROVEN),
+    )
+
+
+def with_decoded(manifest: Manifest, decoded: Sequence[StoredTensor]) -> Manifest:
+    """Notes the quantized weights that could not be kept as they are."""
+    if not decoded:
+        return manifest
+    kinds = list(dict.fromkeys(tensor.stored_as for tensor in decoded))
+    more = f" and {len(kinds) - 1} other kinds" if len(kinds) > 1 else ""
+    notice = (
+        f"{len(decoded)} quantized weights became floats of the same values, since no operator holds them as they are "
+        f"({kinds[0]}{more}); the first is {decoded[0].name}."
+    )
+    return manifest.model_copy(update={"notices": [*manifest.notices, notice]})
+
+
+def with_entries(manifest: Manifest, entries: Mapping[str, str]) -> Manifest:
+    """Notes session keys that the graph needs, for our own runtime and in words for others."""
+    if not entries:
+        return manifest
+    listed = ", ".join(f"{key}={value}" for key, value in entries.items())
+    notice = (
+        f"In ONNX Runtime the graph is proven with the session configuration {listed}; set it in other loaders, too."
+    )
+    graph = manifest.graph.model_copy(update={"session_entries": dict(entries)})
+    return manifest.model_copy(update={"graph": graph, "notices": [*manifest.notices, notice]})
+
+
+def source_of(checkpoint: Checkpoint, hashes: dict[str, str]) -> Source:
+    """Where an artifact came from."""
+    return Source(path=str(checkpoint.path.resolve()), format=checkpoint.format, sha256=hashes)
+
+
+def notices_of(checkpoint: Checkpoint, request: Request) -> list[str]:
+    """What the user should know before the weights are bound."""
+    notices = list(checkpoint.notices)
+    if checkpoint.quantization is not None and request.precision != AS_IS:
+        notices.append(
+            f"The checkpoint is quantized already ({checkpoint.quantization}); its weights were decoded and made "
+            f"{request.precision} anew. --precision {AS_IS} keeps its own codes."
+        )
+    return notices
+
+
+def _graph_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
+    graph = trace.model.graph
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    vocabulary = graph.outputs[0].shape
+    return GraphInfo(
+        padding=trace.padding,
+        opsets=dict(trace.model.opset_imports),
+        ir_version=trace.model.ir_version,
+        inputs=[_tensor_info(value) for value in inputs],
+        outputs=[_tensor_info(value) for value in graph.outputs],
+        cache=CacheInfo(
+            layers=len(trace.cache_shapes),
+            in_place=trace.in_place,
+            dtype=_tensor_info(graph.outputs[1]).dtype,
+        ),
+        context_length=context_length(checkpoint),
+        vocab_size=None if vocabulary is None else int(vocabulary[-1]),  # type: ignore[arg-type]
+        eos_token_ids=eos_token_ids(checkpoint),
+        lowered=dict(sorted(trace.lowered.items())),
+        traced=dict(sorted(trace.traced.items())),
+    )
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    assert value.shape is not None and value.dtype is not None
+    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+    return TensorInfo(name=value.name or "", dtype=str(value.dtype.numpy()), shape=shape)
+
+
+def eos_token_ids(checkpoint: Checkpoint) -> list[int]:
+    """The union of what config.json and generation_config.json say: the first often lacks the end of a turn."""
+    ids: list[int] = []
+    generation = checkpoint.side_files.get("generation_config.json")
+    for source in (checkpoint.config, json.loads(generation()) if generation else {}):
+        found = source.get("eos_token_id")
+        ids += found if isinstance(found, list) else [] if found is None else [found]
+    return sorted(set(ids))
