@@ -15,10 +15,13 @@ import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.checkpoint.gguf_cases import BY_NAME as GGUF_CASES
 from tests.test_artifact import MANIFEST
 from truecast import describing, exporting
 from truecast.artifact import Certificate, Check, Manifest, Status, read_manifest, sha256_of
+from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.model import Checkpoint
+from truecast.describing import source_of
 from truecast.errors import InputError, ProofError
 from truecast.exporting import Request, export
 
@@ -201,6 +204,15 @@ def test_the_manifest_names_the_source_and_its_hash(int4: Path, pristine: Path) 
     digest = sha256((pristine / "model.safetensors").read_bytes()).hexdigest()
     assert (found.path, found.format) == (str(pristine), "safetensors")
     assert found.sha256 == {"model.safetensors": digest}
+
+
+def test_a_source_that_is_a_link_keeps_its_name_under_which_its_hash_is(tmp_path: Path) -> None:
+    link = tmp_path / "model.gguf"
+    GGUF_CASES["gemma3"].write(tmp_path / "blob")
+    link.symlink_to(tmp_path / "blob")
+    checkpoint = open_checkpoint(link)
+    assert Path(source_of(checkpoint, {}).path) == link
+    assert [file.name for file in checkpoint.files] == [link.name]
 
 
 def test_side_files_are_copied_as_they_are(int4: Path, pristine: Path) -> None:

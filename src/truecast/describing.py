@@ -88,7 +88,8 @@ def with_entries(manifest: Manifest, entries: Mapping[str, str]) -> Manifest:
 
 def source_of(checkpoint: Checkpoint, hashes: dict[str, str]) -> Source:
     """Where an artifact came from."""
-    return Source(path=str(checkpoint.path.resolve()), format=checkpoint.format, sha256=hashes)
+    # Links are not followed: the hashes are under the names of the files as given.
+    return Source(path=str(checkpoint.path.absolute()), format=checkpoint.format, sha256=hashes)
 
 
 def notices_of(checkpoint: Checkpoint, request: Request) -> list[str]:

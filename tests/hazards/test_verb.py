@@ -15,6 +15,7 @@ from tests.hazards.building import linear, save
 from truecast.cli import main
 from truecast.diagnosis import Severity, diagnose
 from truecast.diagnosis.host import PRECISE_KEY, integer_products_differ
+from truecast.diagnosis.observing import observe
 
 
 def test_an_error_gives_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +63,12 @@ def test_findings_carry_sizes_names_and_milliseconds(tmp_path: Path) -> None:
     assert "1 Elu-22 (float)" in finding.detail
     (finding,) = diagnose(attention.concatenated_cache(tmp_path, True)).findings
     assert finding.count == 1
+
+
+def test_times_are_of_one_run(tmp_path: Path) -> None:
+    observed = observe(save(linear(), tmp_path), "cpu", {}, {})
+    assert [timing.operator for timing in observed.timings] == ["MatMul"]
+    assert [str(trial.sizes) for trial in observed.trials[:2]] == ["batch 2, length 7", "batch 1, length 7"]
 
 
 def test_no_torch_is_imported(tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ def escaping(folder: Path, hazard: bool) -> Path:
     return path
 
 
+def dotted(folder: Path, hazard: bool) -> Path:
+    """Out of a folder and back in: ONNX Runtime refuses every path with "..", and so do we."""
+    (folder / "inner").mkdir()
+    return _external(folder, "inner/../data.bin" if hazard else "data.bin")
+
+
 def escaping_by_link(folder: Path, hazard: bool) -> Path:
     inner = folder / "inner"
     inner.mkdir()
@@ -151,6 +157,7 @@ HAZARDS = (
     Hazard("TC502", "transposed-copy", transposed_copy),
     Hazard("TC503", "behind-transpose", behind_transpose),
     Hazard("TC504", "parent", escaping),
+    Hazard("TC504", "dotted", dotted),
     Hazard("TC504", "link", escaping_by_link),
     Hazard("TC505", "missing", missing),
     Hazard("TC505", "cut-short", cut_short),

@@ -119,7 +119,7 @@ Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Text for gptq, awq and auto-round, and to measure their price on: paragraphs (.txt), or lines of "
+        help="Text for gptq, awq, auto-round and --kv-cache, and to measure prices on: paragraphs (.txt), or lines of "
         '{"text": …} (.jsonl).',
         show_default=False,
     ),

@@ -9,6 +9,7 @@ from truecast.checkpoint.model import Array
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block sizes that ONNX Runtime's CPU kernels take (1.31; 512 is rejected or gives zeros)."""
 
+
 def blocks_per_row(width: int, block: int) -> int:
     """Number of blocks that hold a row of `width` weights, the last one padded."""
     return -(-width // block)
