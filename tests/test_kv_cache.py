@@ -120,8 +120,12 @@ def test_a_text_that_says_too_little_is_noticed(source: Path, tmp_path: Path) ->
     text = tmp_path / "text.txt"
     text.write_text("Aa!")
     options = {"precision": "fp32", "kv_cache": "int8", "calibration": text}
-    with pytest.raises(ProofError, match="clipped keys and values"):
+    with pytest.raises(ProofError, match="price of the int8 cache"):
         truecast.export(source, tmp_path / "out", **options)  # type: ignore[arg-type]
+    checks = read_manifest(tmp_path / "out.rejected").certificate.checks
+    clipped = next(check for check in checks if check.name == "clipped keys and values")
+    assert not clipped.passed
+    assert "more text" in clipped.detail
 
 
 # A checkpoint's own scales ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tests.conformance.cases import BY_NAME
 from tests.proof.planting import change_data, change_graph, failed, reprove
 from tests.tiny import tiny_checkpoint
 from truecast.artifact import Status, read_manifest, write_manifest
+from truecast.proof import cache
 
 SCALES = "scales of the cache against the author's keys and values"
 ROUNDED = "cache holds the rounded keys and values"
@@ -82,6 +83,11 @@ def without_scales(model: ir.Model) -> None:
         node.replace_input_with(index, None)
 
 
+def per_tensor(model: ir.Model) -> None:
+    for part in "kv":
+        attention(model, 1).attributes.add(ir.AttrString(f"{part}_quant_type", "PER_TENSOR"))
+
+
 def claims_bits(folder: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest.graph.cache is not None
@@ -110,8 +116,10 @@ PLANTS = [
     Plant("a scale that is nothing", "int8", scaled("cache.0.key_scale", 0.0), SCALES),
     Plant("a dropped window", "int8", in_graph(window_dropped), FLOATS),
     Plant("a wrong scale of attention", "int4", in_graph(softer), FLOATS),
-    Plant("an operator without scales", "int8", in_graph(without_scales), "kernels"),
-    Plant("a manifest that claims other bits", "int8", claims_bits, ROUNDED),
+    Plant("an operator without scales", "int8", in_graph(without_scales), "as shipped runs"),
+    Plant("an operator without scales", "int8", in_graph(without_scales), "scales of the cache"),
+    Plant("one scale for all channels", "int8", in_graph(per_tensor), ROUNDED),
+    Plant("a manifest that claims other bits", "int8", claims_bits, "float cache runs"),
 ]
 
 
@@ -132,6 +140,14 @@ def test_a_sound_cache_is_proven(kv_cache: str, target: str, made: Callable[[str
     assert not failed(certificate), failed(certificate)
     names = {check.name: check for check in certificate.checks}
     assert {SCALES, ROUNDED, READS, FLOATS, f"price of the {kv_cache} cache, mean KL"} <= set(names)
+
+
+def test_a_kernel_that_reads_the_cache_wrongly_is_caught(
+    made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = cache.attend
+    monkeypatch.setattr(cache, "attend", lambda *args: right(*args) * 1.001)
+    assert set(failed(reprove(made("int8")))) == {READS}
 
 
 def test_bisection_finds_an_error_behind_a_quantized_cache(made: Callable[[str], Path], tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def _try(
 def squared_error(values: Array, scale: Array, bits: int) -> Array:
     """The sum [heads, width] of the squared errors of values [heads, length, width] in codes of a scale."""
     wide = scale[:, None]
-    codes = np.clip(np.rint(values / wide), -LARGEST[bits] - 1, LARGEST[bits])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a proof may be shown a scale of 0
+        codes = np.clip(np.rint(values / wide), -LARGEST[bits] - 1, LARGEST[bits])
     error: Array = np.square(codes * wide - values).sum(1, dtype=np.float64)
     return error
 

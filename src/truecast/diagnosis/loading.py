@@ -39,10 +39,8 @@ class ExternalData:
 
     @property
     def inside(self) -> bool:
-        """Whether the file lies in the model's folder, also after following links."""
-        if Path(self.location).is_absolute() or ".." in Path(self.location).parts:
-            return False
-        return self.path.resolve().is_relative_to(self.folder.resolve())
+        """Whether the path is relative and the file lies in the model's folder, also after following links."""
+        return not Path(self.location).is_absolute() and self.path.resolve().is_relative_to(self.folder.resolve())
 
 
 def find_graph(path: Path) -> Path:

@@ -67,14 +67,14 @@ class _Layer:
     bits: int
 
     @classmethod
-    def of(cls, node: ir.Node) -> _Layer:
-        arrays = []
-        for index in SCALES:
-            value = node.inputs[index]
-            assert value is not None and value.const_value is not None
-            array = value.const_value.numpy().astype(np.float32)
-            arrays.append(array.reshape(array.shape[1:]) if array.ndim == 4 else array.reshape(1, 1, 1))
-        return cls(layer_of(node), node, (arrays[0], arrays[1]), node.attributes["kv_cache_bit_width"].as_int())
+    def of(cls, node: ir.Node) -> _Layer | None:
+        """None where the operator has no constant scales for every channel, or does not say how many bits."""
+        bits, inputs = node.attributes.get("kv_cache_bit_width"), node.inputs[min(SCALES) : max(SCALES) + 1]
+        constants = [value.const_value for value in inputs if value is not None and value.const_value is not None]
+        arrays = [constant.numpy().astype(np.float32) for constant in constants]
+        if bits is None or len(arrays) < len(SCALES) or any(array.ndim != 4 for array in arrays):
+            return None
+        return cls(layer_of(node), node, (arrays[0][0], arrays[1][0]), bits.as_int())
 
 
 def cache_checks(
@@ -95,9 +95,9 @@ def cache_checks(
         texts: what the scales were calibrated on, if it is not truecast's own text; nothing when that is not at hand.
         points: what the operators are run on; the first real text of them tells how much is clipped.
     """
-    try:
-        layers = sorted((_Layer.of(n) for n in model.graph if n.op_type == ATTENTION), key=lambda layer: layer.number)
-    except (AssertionError, KeyError):
+    found = [_Layer.of(node) for node in model.graph if node.op_type == ATTENTION]
+    layers = sorted((layer for layer in found if layer is not None), key=lambda layer: layer.number)
+    if len(layers) < len(found) or not layers:
         return [broken(TIER, "scales of the cache", "an attention operator has no constant scales, or no bits")]
     return [
         *_scale_checks(folder, model, manifest, reference, layers, texts),
@@ -283,7 +283,8 @@ class _Seen:
         ends = np.clip(fresh, (-largest - 1) * scale, largest * scale)
         self.clipped += int((np.abs(fresh - ends) > scale / 2).sum())
         self.count += fresh.size
-        shares = np.abs(ends - held) / (scale / 2 + np.abs(ends) * ulp)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a wrong scale may be 0
+            shares = np.abs(ends - held) / (scale / 2 + np.abs(ends) * ulp)
         return float(shares.max()) if np.isfinite(shares).all() else np.inf
 
     def reading(self, mask: Array, arrays: Mapping[str, Array]) -> float:
