@@ -7,11 +7,10 @@ few tokens.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 
 from tests.checkpoint.gguf_files import Converted
 from tests.checkpoint.test_gguf_encodings import random_rows
-from truecast import exporting
+from tests.traces import traced_once
 from truecast.artifact import Manifest, Status, read_manifest
 from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.checkpoint.encoding import Affine
@@ -30,7 +29,6 @@ from truecast.exporting import Request, export
 from truecast.proof import proving
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.reference import Reference
-from truecast.trace.decoder import Trace, trace_decoder
 
 DATA = Path(__file__).parent / "data"
 FOLDERS = sorted(path.parent.name for path in DATA.glob("*/tokenizer.json"))
@@ -101,25 +99,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def traced_once(monkeypatch_module: pytest.MonkeyPatch) -> None:
-    """One trace for all checkpoints of one architecture and size: what differs between them comes behind it."""
-    traces: dict[str, Trace] = {}
-
-    def trace(config: Any, *rest: Any, **options: Any) -> Trace:
-        settings = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
-        key = json.dumps([settings, str(options)], sort_keys=True, default=str)
-        if key not in traces:
-            traces[key] = trace_decoder(config, *rest, **options)
-        return replace(traces[key], model=traces[key].model.clone(), lowered=copy.copy(traces[key].lowered))
-
-    monkeypatch_module.setattr(exporting, "trace_decoder", trace)
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
+@pytest.fixture(scope="module", name="traced_once")
+def one_trace() -> Iterator[None]:
+    with traced_once():
+        yield
 
 
 def few(make: Callable[..., tuple[Sequence[Any], list[str]]]) -> Callable[..., tuple[Sequence[Any], list[str]]]:

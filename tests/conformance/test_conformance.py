@@ -7,6 +7,7 @@ The optional cases run too with TRUECAST_CONFORMANCE=all; they cannot fail, only
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.conformance.cases import BY_NAME, CASES, REQUIRED
 from tests.conformance.oracle import compare
 from tests.conformance.outcome import PRECISIONS, Outcome, attempt
 from tests.tiny import Case, stored_model, tiny_model
+from tests.traces import traced_once
 
 CHOSEN = CASES if os.environ.get("TRUECAST_CONFORMANCE") == "all" else REQUIRED
 
@@ -24,6 +26,13 @@ LEAST_COSINE = 0.98
 """Of a 4-bit graph's logits with the float32 model's; simulated 4-bit storage of these cases stays above 0.995."""
 LEAST_TIERS = 3
 """Static, tensor parity and generation: a certificate with fewer kinds of checks has left something out."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_trace() -> Iterator[None]:
+    """A trace does not depend on how weights are stored, and takes most of a small model's export."""
+    with traced_once():
+        yield
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -8,10 +8,14 @@ it is; anything else is not a constant that can be read by rows, and raises `Not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from truecast.checkpoint.mapping import map_array
+from truecast.errors import InputError
 from truecast.proof.operators import BYTE_BITS, Array, unpack_codes
 
 RowsOf = Callable[[int, int], Array]
@@ -49,23 +53,29 @@ def packed_bytes(tensor: ir.TensorProtocol) -> Array:
     """The bytes of a tensor as they are stored, uint8 and flat; memory-mapped where the tensor is."""
     if not isinstance(tensor, ir.ExternalTensor):
         return np.frombuffer(tensor.tobytes(), np.uint8)
-    twin = ir.ExternalTensor(
-        tensor.location,
-        tensor.offset,
-        tensor.nbytes,
-        ir.DataType.UINT8,
-        shape=ir.Shape([tensor.nbytes]),
-        name=tensor.name,
-        base_dir=tensor.base_dir,
-    )
-    return twin.numpy()
+    return _mapped(tensor, np.dtype(np.uint8), (tensor.nbytes,))
+
+
+def stored_array(tensor: ir.TensorProtocol) -> Array:
+    """A tensor's array; memory-mapped where the tensor is."""
+    if not isinstance(tensor, ir.ExternalTensor) or int(tensor.dtype.bitwidth) < BYTE_BITS:
+        return tensor.numpy()
+    return _mapped(tensor, tensor.dtype.numpy(), tuple(tensor.shape.numpy()))
+
+
+def _mapped(tensor: ir.ExternalTensor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """External data in the graph's own folder. onnx-ir takes the hard links of --link-weights for an attack."""
+    location = Path(tensor.location)
+    if location.name != str(location):
+        raise InputError(f"{location} lies outside the artifact's folder; export the model again.")
+    return map_array(Path(tensor.base_dir) / location, tensor.offset or 0, dtype, shape)
 
 
 def _stored(tensor: ir.TensorProtocol) -> RowsOf:
     """Rows of an initializer; codes below a byte are unpacked as they are read."""
     bits, shape = int(tensor.dtype.bitwidth), tuple(tensor.shape.numpy())
     if bits >= BYTE_BITS:
-        array = tensor.numpy()
+        array = stored_array(tensor)
         return lambda start, stop: array[start:stop]
     width, packed, dtype = int(np.prod(shape[1:])), packed_bytes(tensor), tensor.dtype.numpy()
     if width * bits % BYTE_BITS:

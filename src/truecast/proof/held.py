@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from truecast.artifact import WeightInfo
 from truecast.errors import InputError
-from truecast.proof.constants import RowsOf, packed_bytes
+from truecast.proof.constants import RowsOf, packed_bytes, stored_array
 from truecast.proof.operators import Array
 from truecast.proof.reading import Quantization, Table, plain_table, read_tables
 from truecast.weights.cache import CACHE_SCALES
@@ -159,7 +159,7 @@ def array_of(model: ir.Model, name: str) -> Array:
     """An initializer's array, memory-mapped where it is external."""
     tensor = model.graph.initializers[name].const_value
     assert tensor is not None
-    return tensor.numpy()
+    return stored_array(tensor)
 
 
 def aliases(model: ir.Model, listed: set[str]) -> dict[str, str]:

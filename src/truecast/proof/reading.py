@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from truecast.proof.constants import NotByRowsError, RowsOf, base_of, rows_of, untransposed
+from truecast.proof.constants import NotByRowsError, RowsOf, base_of, rows_of, stored_array, untransposed
 from truecast.proof.operators import BNB_TABLES, Array, bnb4_values, dequantize
 from truecast.proof.pairs import (
     PRODUCT_AXIS,
@@ -253,7 +253,7 @@ def _order(node: ir.Node) -> Array | None:
     index = picked.inputs[1]
     if index is None or index.const_value is None:
         return None
-    return index.const_value.numpy()
+    return stored_array(index.const_value)
 
 
 def _bnb4(node: ir.Node) -> Table:
@@ -274,4 +274,4 @@ def _whole(node: ir.Node, index: int) -> Array:
     value = node.inputs[index]
     if value is None or value.const_value is None:
         raise NotByRowsError(node.op_type)
-    return value.const_value.numpy()
+    return stored_array(value.const_value)

@@ -31,7 +31,9 @@ class _Rotation:
 
 
 def fuse_rotary(model: ir.Model, positions: int) -> dict[str, Array]:
-    """Moves rotations into the attention operators that read them; returns the tables, float32 [positions, width/2].
+    """Moves rotations into the attention operators that read them; returns the tables, [positions, width/2].
+
+    The tables have the dtype of what they rotate, as the operator wants it.
 
     Args:
         model: a graph that still has `truecast::Rotary` nodes; its buffers hold data.
@@ -44,7 +46,8 @@ def fuse_rotary(model: ir.Model, positions: int) -> dict[str, Array]:
         if rotation is None:
             continue
         if rotation not in made:
-            made[rotation] = _make_tables(model, rotation, positions, tables)
+            assert node.inputs[3] is not None and node.inputs[3].dtype is not None
+            made[rotation] = _make_tables(model, rotation, positions, tables, node.inputs[3].dtype)
         values = made[rotation]
         if values is not None:
             _absorb(node, rotation, values)
@@ -81,7 +84,7 @@ def _head_dim(node: ir.Node) -> int:
 
 
 def _make_tables(
-    model: ir.Model, rotation: _Rotation, positions: int, tables: dict[str, Array]
+    model: ir.Model, rotation: _Rotation, positions: int, tables: dict[str, Array], dtype: ir.DataType
 ) -> tuple[ir.Value, ir.Value] | None:
     whole = _evaluate(model, rotation, positions)
     shorter = (1 << power for power in range(1, (positions - 1).bit_length()))
@@ -92,8 +95,8 @@ def _make_tables(
     values = []
     for part_name, table in zip(("cos", "sin"), whole, strict=True):
         name = f"rotary.{len(tables) // 2}.{part_name}"
-        tables[name] = np.ascontiguousarray(table)
-        value = ir.Value(name=name, shape=ir.Shape(table.shape), type=ir.TensorType(ir.DataType.FLOAT))
+        tables[name] = np.ascontiguousarray(table, dtype.numpy())
+        value = ir.Value(name=name, shape=ir.Shape(table.shape), type=ir.TensorType(dtype))
         model.graph.initializers.add(value)
         values.append(value)
     return values[0], values[1]
