@@ -16,6 +16,7 @@ from truecast.cli import main
 from truecast.diagnosis import Severity, diagnose
 from truecast.diagnosis.host import PRECISE_KEY, integer_products_differ
 from truecast.diagnosis.observing import observe
+from truecast.diagnosis.rules import RULES
 
 
 def test_an_error_gives_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,3 +84,8 @@ def test_no_torch_is_imported(tmp_path: Path) -> None:
 def test_the_probe_measures_this_processor() -> None:
     """With the precise kernels no processor saturates, so the probe itself computes rightly."""
     assert not integer_products_differ({PRECISE_KEY: "1"})
+
+
+def test_the_manual_lists_every_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text()
+    assert [rule.code for rule in RULES if f"| {rule.code} |" not in page] == []
