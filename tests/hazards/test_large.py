@@ -1,10 +1,9 @@
-"""Large models: looked at in seconds and in little memory, because their weights stay where they are."""
+"""Large models: looked at in little memory, because their weights stay where they are."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from truecast.diagnosis.rules import weights as rules
 
 LAYERS, WIDE = 32, 4096
 LAYER_BYTES = 4 * WIDE * WIDE
-SECONDS = 20.0
-"""About 2 on a quiet machine."""
 MEMORY_BYTES = 600 << 20
 """The libraries take 200 MiB of it; the weights would be 2 GiB."""
 
@@ -44,17 +41,16 @@ def large(folder: Path) -> Path:
     return save(made, folder)
 
 
-def test_two_gigabytes_take_seconds_and_no_memory(tmp_path: Path) -> None:
+def test_two_gigabytes_take_no_memory(tmp_path: Path) -> None:
     path = large(tmp_path)
-    code = f"import resource; from truecast import diagnose; print(diagnose({str(path)!r}).codes); "
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    started = time.perf_counter()
+    code = f"from truecast import diagnose; print(diagnose({str(path)!r}).codes); "
+    # not ru_maxrss, which a child process begins with at its parent's size
+    code += "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     codes, kilobytes = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert codes == "()"
     assert int(kilobytes) * 1024 < MEMORY_BYTES
-    assert time.perf_counter() - started < SECONDS
 
 
 def test_equal_weights_of_it_are_compared_whole(tmp_path: Path) -> None:
