@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import onnx_ir as ir
 
 from truecast.artifact import Certificate, Check, Manifest, Status, read_manifest, sha256_of
 from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.proof.environment import environment
+from truecast.proof.held import load_graph
 from truecast.proof.proving import prove
 from truecast.proof.tally import counted
 
@@ -35,9 +38,9 @@ def verify(
     manifest = read_manifest(folder)
     checkpoint = _source(folder, manifest, against)
     report = progress or (lambda stage, done, total: None)
-    checks = [_files_check(folder, manifest, report), _source_check(manifest, checkpoint, report)]
-    missing = [name for name in manifest.files if not (folder / name).is_file()]
-    if missing:
+    data = _data_files(folder, manifest)
+    checks = [_files_check(folder, manifest, data, report), _source_check(manifest, checkpoint, report)]
+    if not all((folder / name).is_file() for name in (*manifest.files, *data)):
         return Certificate(status=Status.FAILED, environment=environment(), checks=checks)
     proof = prove(folder, checkpoint, manifest, progress=progress, trust_remote_code=trust_remote_code)
     held = proof.status is Status.PROVEN and all(check.passed for check in checks)
@@ -56,8 +59,16 @@ def _source(folder: Path, manifest: Manifest, against: Path | str | None) -> Che
     return open_checkpoint(path)
 
 
-def _files_check(folder: Path, manifest: Manifest, report: Progress) -> Check:
-    faults = []
+def _data_files(folder: Path, manifest: Manifest) -> list[str]:
+    """The files that hold the graph's weights, whose bytes have hashes of their own, one for each weight."""
+    if not (folder / manifest.graph.file).is_file():
+        return []
+    tensors = (value.const_value for value in load_graph(folder, manifest.graph.file).graph.initializers.values())
+    return sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
+
+
+def _files_check(folder: Path, manifest: Manifest, data: Sequence[str], report: Progress) -> Check:
+    faults = [f"{name} is missing" for name in data if not (folder / name).is_file()]
     for index, (name, digest) in enumerate(sorted(manifest.files.items())):
         path = folder / name
         if not path.is_file():
