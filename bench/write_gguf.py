@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+MERGED = ("a", "b", "ab")
+"""The only merge, which a byte-level vocabulary must have, and its parts."""
 ROWS_AT_A_TIME = 8192
 """Rows of a matrix quantized at a time, so that the float32 copies stay small."""
 
@@ -57,7 +59,8 @@ def _describe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([f"<t{index}>" for index in range(config["vocab_size"])])
+    made_up = [f"<t{index}>" for index in range(config["vocab_size"] - len(MERGED))]
+    writer.add_token_list([*MERGED, *made_up])
     writer.add_token_types([gguf.TokenType.NORMAL] * config["vocab_size"])
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(config["bos_token_id"])
