@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from tests.checkpoint.gguf_cases import BY_NAME
 from truecast.checkpoint import open_checkpoint
@@ -125,13 +132,26 @@ def test_int4_is_recommended_on_a_cpu_and_fp16_on_a_gpu(tmp_path: Path) -> None:
     assert inspect(tmp_path).recommendation.reason
 
 
-def test_a_model_that_is_no_decoder_says_why_it_becomes_nothing(tmp_path: Path) -> None:
-    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
-    BertModel(config).save_pretrained(tmp_path)
+def test_a_model_that_translates_says_why_it_becomes_nothing(tmp_path: Path) -> None:
+    _write_translator(tmp_path)
     found = inspect(tmp_path)
     assert found.choices == ()
     assert found.kv_bytes_per_token is None
-    assert "BertModel is no decoder" in str(found.obstacle)
+    assert "T5ForConditionalGeneration is neither" in str(found.obstacle)
+
+
+def test_an_encoder_has_no_cache_and_no_target_that_wants_one(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    BertModel(config).save_pretrained(tmp_path)
+    found = inspect(tmp_path)
+    assert found.obstacle is None and found.kv_bytes_per_token is None
+    assert {choice.target for choice in found.choices} == {"onnxruntime", "portable"}
+    assert found.recommendation.precision == "fp32"
+
+
+def _write_translator(folder: Path) -> None:
+    config = T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
 
 
 # Quantized checkpoints -----------------------------------------------------------------------------------------------
@@ -273,9 +293,8 @@ def test_the_tables_show_what_was_found(tmp_path: Path) -> None:
 
 
 def test_the_tables_show_the_obstacle(tmp_path: Path) -> None:
-    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
-    BertModel(config).save_pretrained(tmp_path)
-    assert "It can become nothing yet: BertModel is no decoder" in shown(tmp_path)
+    _write_translator(tmp_path)
+    assert "It can become nothing yet: T5ForConditionalGeneration is neither" in shown(tmp_path)
 
 
 def seventy_billion(path: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truecast.artifact import Certificate, Manifest, read_manifest
+from truecast.checkpoint.tasks import GENERATION
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from truecast.diagnosis import Diagnosis, Repair
     from truecast.exporting import Progress
     from truecast.inspection import Inspection
+    from truecast.runtime.encoder import Encoder
     from truecast.runtime.model import Generation, TextModel
+    from truecast.study import Report
+    from truecast.study.local import Watch
 
 
 class Artifact:
@@ -27,6 +31,7 @@ class Artifact:
         self.folder, self.provider, self.threads = Path(folder), provider, threads
         self.manifest: Manifest = read_manifest(self.folder)
         self._model: TextModel | None = None
+        self._encoder: Encoder | None = None
 
     @property
     def model(self) -> TextModel:
@@ -48,11 +53,32 @@ class Artifact:
         """Continues `prompt`; options as in `TextModel.generate` (max_new_tokens, temperature, top_k, top_p, seed)."""
         return self.model.generate(prompt, **options)
 
-    def verify(self, against: Path | str | None = None, progress: Progress | None = None) -> Certificate:
-        """Proves the artifact again, against its source or the checkpoint at `against`; changes nothing on disk."""
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs of the graph by name, for arrays of its inputs by name; for modules without a cache.
+
+        Raises InputError for an input that is missing, that the graph does not have, or whose shape it does not take.
+        """
+        if self._encoder is None:
+            from truecast.runtime.encoder import Encoder
+
+            self._encoder = Encoder.open(self.folder, self.provider, self.threads)
+        return self._encoder.run(feeds)
+
+    def verify(
+        self,
+        against: Any = None,
+        progress: Progress | None = None,
+        example_inputs: Any = None,
+    ) -> Certificate:
+        """Proves the artifact again, against its source or `against`; changes nothing on disk.
+
+        `against` is a checkpoint's path, or the module with its `example_inputs` where only memory held it.
+        """
         from truecast.proof import verify
 
-        return verify(self.folder, None if against is None else Path(against), progress=progress)
+        if against is None or isinstance(against, Path | str):
+            return verify(self.folder, None if against is None else Path(against), progress=progress)
+        return verify(self.folder, None, progress=progress, module=against, example_inputs=example_inputs)
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -60,14 +86,20 @@ class Artifact:
 
 
 def export(
-    source: Path | str,
+    source: Any,
     out: Path | str,
     *,
+    task: str | None = None,
+    module: str | None = None,
+    example_inputs: Any = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
     target: str = "onnxruntime",
     precision: str | None = None,
     provider: str = "cpu",
     block_size: int = 32,
     activations: str = "int8",
+    exporter: str = "dynamo",
+    optimization: str = "all",
     opset: int | None = None,
     method: str = "rtn",
     keep: Sequence[str] = (),
@@ -79,16 +111,24 @@ def export(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Casts the checkpoint at `source` into the folder `out` and proves it.
+    """Casts a checkpoint or a module into the folder `out` and proves it.
 
     Args:
-        source: a Hugging Face folder with safetensors, or a GGUF file.
+        source: the path of a Hugging Face folder with safetensors or of a GGUF file, or a `torch.nn.Module`.
         out: the folder to publish; it must not exist unless `force`.
-        target: `onnxruntime` or `genai`.
+        task: what the model is for, in the Hub's words (`text-generation`, `feature-extraction`, …); None takes the one
+            that the checkpoint's files name.
+        module: "package.file:function" of a function that takes `source` and gives a module, or (module, example
+            inputs), or (module, example inputs, dynamic).
+        example_inputs: a tensor, a sequence in forward()'s order, or a mapping by name; for a module.
+        dynamic: free axes of a module, as {"x": {0: "batch_size", 1: "length=1..512"}}; None frees the first axis.
+        target: `onnxruntime`, `genai` or `portable`.
         precision: `as-is`, `fp32`, `fp16`, `int8` or `int4`; None takes what `inspect` recommends for the provider.
         provider: where it will run.
         block_size: weights per scale of int8 and int4.
         activations: `int8` or `float`, for the products of quantized weights.
+        exporter: `dynamo` or `torchscript`, for modules without a cache.
+        optimization: what ONNX Runtime may do to the graph of such a module: `all`, `extended`, `basic` or `none`.
         opset: version of the ONNX operators, where the target leaves a choice (`portable`: 21 to 25).
         method: `rtn`, `k-quant`, `hqq`, `gptq`, `awq` or `auto-round`, which makes the codes of int8 and int4.
         keep: rules PATTERN=PRECISION for weights that get another precision, as "lm_head=int8"; the last match counts.
@@ -106,13 +146,12 @@ def export(
         ProofError: the result is not the same model; it is kept as OUT.rejected.
     """
     from truecast import exporting
-    from truecast.checkpoint import open_checkpoint
-    from truecast.inspection import recommended_precision
 
-    chosen = precision or recommended_precision(open_checkpoint(source), provider)
+    place = source if isinstance(source, Path | str) else None
+    without_cache = place is None or module is not None or _task(place, task) != GENERATION
     request = exporting.Request(
         target=target,
-        precision=chosen,
+        precision=precision or _recommended(None if module is not None else place, provider),
         provider=provider,
         block_size=block_size,
         activations=activations,
@@ -123,8 +162,40 @@ def export(
         method=method,
         keep=tuple(keep),
         calibration=None if calibration is None else Path(calibration),
+        exporter=exporter,
+        optimization=optimization,
     )
-    return Artifact(exporting.export(source, out, request, verify=verify, force=force, progress=progress), provider)
+    if not without_cache:
+        assert place is not None
+        folder = exporting.export(place, out, request, verify=verify, force=force, progress=progress)
+        return Artifact(folder, provider)
+    from truecast.exporting_modules import ModuleSource, export_module
+
+    named = ModuleSource(
+        None if place is None else Path(place),
+        None if place is not None else source,
+        task,
+        module,
+        example_inputs,
+        dynamic,
+        trust_remote_code,
+    )
+    return Artifact(export_module(named, out, request, verify=verify, force=force, progress=progress), provider)
+
+
+def _task(source: Path | str, task: str | None) -> str:
+    from truecast.checkpoint import open_checkpoint
+    from truecast.checkpoint.tasks import require_task, task_of
+
+    return require_task(task) if task is not None else task_of(open_checkpoint(source))
+
+
+def _recommended(source: Path | str | None, provider: str) -> str:
+    """What inspection recommends; float32 for a module that it cannot look into."""
+    from truecast.checkpoint import open_checkpoint
+    from truecast.inspection import recommended_precision
+
+    return "fp32" if source is None else recommended_precision(open_checkpoint(source), provider)
 
 
 def open(folder: Path | str, provider: str = "cpu", threads: int | None = None) -> Artifact:
@@ -163,3 +234,23 @@ def repair(path: Path | str) -> Repair:
     from truecast.diagnosis import repair as mend
 
     return mend(path)
+
+
+def study(
+    plan: Path | str, out: Path | str, jobs: int = 1, cluster: str | None = None, watch: Watch | None = None
+) -> Report:
+    """Measures the variants of a plan side by side, and writes report.json, report.md and report.html.
+
+    Args:
+        plan: a TOML file.
+        out: the study's folder; what is done in it already is kept.
+        jobs: variants exported at a time; they are measured one by one.
+        cluster: `ray` or `ray://HOST:PORT`, to run there.
+        watch: called with a variant's name, what happens to it, and its row once there is one.
+
+    Raises:
+        InputError: the plan, its rows or its model cannot be used, or `out` is something else.
+    """
+    from truecast.study import read_plan, run_study
+
+    return run_study(read_plan(Path(plan)), out, jobs, cluster, watch)

@@ -78,7 +78,9 @@ class GraphInfo(_Record):
 
     `padding`: `any` (every 0/1 attention mask gives right results) or `right` (real tokens first in every row).
     `opsets` maps an operator domain to its version. `session_entries` are the session keys that ONNX Runtime needs to
-    run the graph as it was proven. `lowered` counts operators that replaced a leaf of the model, by
+    run the graph as it was proven. `axes` are the free axes of a module's inputs with their sizes (`1..512`), and
+    `limits` the bounds of its integer inputs (values from 0 to below the bound). `lowered` counts operators that
+    replaced a leaf of the model, by
     leaf; `traced` names leaves left in standard operators, with the reason.
     """
 
@@ -93,6 +95,8 @@ class GraphInfo(_Record):
     context_length: int | None = None
     vocab_size: int | None = None
     eos_token_ids: list[int] = Field(default_factory=list)
+    axes: dict[str, str] = Field(default_factory=dict)
+    limits: dict[str, int] = Field(default_factory=dict)
     lowered: dict[str, int] = Field(default_factory=dict)
     traced: dict[str, str] = Field(default_factory=dict)
 
@@ -140,6 +144,8 @@ class Manifest(_Record):
     schema_version: int = SCHEMA_VERSION
     truecast: str
     source: Source
+    task: str = "text-generation"
+    """What the model is for, in the Hub's words; `module` where it is none of these."""
     target: str
     dialect: str
     provider: str

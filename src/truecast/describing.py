@@ -23,9 +23,11 @@ from truecast.artifact import (
 )
 from truecast.checkpoint import Checkpoint
 from truecast.checkpoint.model import StoredTensor
-from truecast.requesting import AS_IS, Request
+from truecast.requesting import AS_IS, Request, integer_notice
 from truecast.targets import Target
+from truecast.trace.author import AuthorModule
 from truecast.trace.decoder import Trace
+from truecast.trace.module import ModuleTrace
 
 
 def context_length(checkpoint: Checkpoint) -> int | None:
@@ -53,6 +55,48 @@ def described(
         precision=request.precision,
         settings=request.settings(),
         graph=_graph_info(checkpoint, trace),
+        weights=weights,
+        ignored_tensors=ignored,
+        notices=notices_of(checkpoint, request),
+        files={},
+        certificate=Certificate(status=Status.UNPROVEN),
+    )
+
+
+def described_module(
+    checkpoint: Checkpoint,
+    target: Target,
+    request: Request,
+    trace: ModuleTrace,
+    author: AuthorModule,
+    factory: str | None,
+    weights: list[WeightInfo],
+    ignored: dict[str, str],
+    hashes: dict[str, str],
+) -> Manifest:
+    """The manifest of a module's written weights, unproven."""
+    graph = trace.model.graph
+    asked = {} if factory is None else {"module": factory}
+    return Manifest(
+        truecast=__version__,
+        source=source_of(checkpoint, hashes),
+        task=author.task,
+        target=target.name,
+        dialect=target.dialect,
+        provider=request.provider,
+        precision=request.precision,
+        settings=request.settings() | asked,
+        graph=GraphInfo(
+            opsets=dict(trace.model.opset_imports),
+            ir_version=trace.model.ir_version,
+            inputs=[_tensor_info(value) for value in graph.inputs],
+            outputs=[_tensor_info(value) for value in graph.outputs],
+            axes={name: str(axis).partition("=")[2] or "1.." for name, axis in trace.axes.items()},
+            limits={spec.name: spec.high for spec in author.inputs if spec.high is not None},
+            context_length=context_length(checkpoint),
+            lowered=dict(sorted(trace.lowered.items())),
+            traced=dict(sorted(trace.traced.items())),
+        ),
         weights=weights,
         ignored_tensors=ignored,
         notices=notices_of(checkpoint, request),
@@ -95,6 +139,8 @@ def source_of(checkpoint: Checkpoint, hashes: dict[str, str]) -> Source:
 def notices_of(checkpoint: Checkpoint, request: Request) -> list[str]:
     """What the user should know before the weights are bound."""
     notices = list(checkpoint.notices)
+    if (notice := integer_notice(request)) is not None:
+        notices.append(notice)
     if checkpoint.quantization is not None and request.precision != AS_IS:
         notices.append(
             f"The checkpoint is quantized already ({checkpoint.quantization}); its weights were decoded and made "

@@ -92,13 +92,26 @@ def export(
         )
     texts = () if request.calibration is None else read_texts(request.calibration)
     report = progress or (lambda stage, done, total: None)
+
+    def make(staging: Path) -> Manifest:
+        if request.method in CALIBRATED:
+            return _calibrated(checkpoint, staging, request, texts, verify, report)
+        manifest = _cast(checkpoint, staging, request, report, texts)
+        return _certified(staging, checkpoint, manifest, request, texts, verify, report)
+
+    return published(out, make)
+
+
+def published(out: Path, make: Callable[[Path], Manifest]) -> Path:
+    """Has `make` fill a folder beside `out`, and renames it to `out`, or to OUT.rejected where a check failed.
+
+    Raises:
+        InputError: what `make` raises, or the disk does not take the files; nothing is left behind.
+        ProofError: a check of the manifest's certificate failed.
+    """
     staging = staging_folder(out)
     try:
-        if request.method in CALIBRATED:
-            manifest = _calibrated(checkpoint, staging, request, texts, verify, report)
-        else:
-            manifest = _cast(checkpoint, staging, request, report, texts)
-            manifest = _certified(staging, checkpoint, manifest, request, texts, verify, report)
+        manifest = make(staging)
         write_manifest(staging, manifest)
         if manifest.certificate.status is not Status.FAILED:
             return publish(staging, out)
@@ -196,17 +209,21 @@ def _cast(
         if request.cache_bits is not None:  # before the weights are written
             cached_attention(trace.model)
         ignored = {**checkpoint.ignored, **sources.unused()}
-        weights = _write(trace.model, packer, folder, request, report)
+        weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
     manifest = described(checkpoint, target, request, trace, weights, ignored, hashes.result())
     manifest = with_entries(with_decoded(manifest, packer.decoded), packer.session_entries)
-    _side_files(checkpoint, target, manifest, folder)
+    write_side_files(checkpoint, target, manifest, folder)
     if request.cache_bits is not None:
         given = (checkpoint, request.cache_bits, texts, report)
         manifest = with_quantized_cache(folder, trace.model, DATA_NAME, manifest, *given)
-    # the hashes of the weights cover the data file
-    others = [path for path in sorted(folder.iterdir()) if path.name != DATA_NAME]
-    return manifest.model_copy(update={"files": {path.name: sha256_of(path) for path in others}})
+    return with_files(manifest, folder)
+
+
+def with_files(manifest: Manifest, folder: Path) -> Manifest:
+    """Notes the hash of every file but the data file, which those of the weights cover."""
+    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DATA_NAME]
+    return manifest.model_copy(update={"files": {str(path.relative_to(folder)): sha256_of(path) for path in others}})
 
 
 def _trace(checkpoint: Checkpoint, target: Target, request: Request, report: Progress) -> Trace:
@@ -222,7 +239,7 @@ def _trace(checkpoint: Checkpoint, target: Target, request: Request, report: Pro
     return trace
 
 
-def _write(model: ir.Model, packer: Packer, folder: Path, request: Request, report: Progress) -> list[WeightInfo]:
+def write(model: ir.Model, packer: Packer, folder: Path, request: Request, report: Progress) -> list[WeightInfo]:
     """Writes or links the weights, and makes the graph refer to them."""
     linked: list[Binding] = []
     written: list[Binding] = []
@@ -251,7 +268,7 @@ def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> P
     apply_interface(trace, target.single_logits)
     emitter = EMITTERS[target.dialect]
     packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter)
-    packer.choose = _chooser(packer, request)
+    packer.choose = rule_chooser(packer, request)
     packer.bindings += [array_binding(name, table, ROTARY_TABLE) for name, table in tables.items()]
     packer.pack()
     pack_heads(model)
@@ -261,11 +278,12 @@ def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> P
     return packer
 
 
-def _chooser(packer: Packer, request: Request) -> Callable[[str], Precision]:
+def rule_chooser(packer: Packer, request: Request) -> Callable[[str], Precision]:
     """The precision of every weight, by the request's rules; raises InputError for one that no weight follows."""
     named = [node.attributes["weight"].as_string() for node in packer.model.graph if node.op_type == "Linear"]
     tied = (packer.embedding, packer.head) if packer.tied else None
-    weights = [packer.embedding, *(name for name in dict.fromkeys(named) if name != packer.embedding)]
+    first = [packer.embedding] if packer.embedding else []
+    weights = [*first, *(name for name in dict.fromkeys(named) if name != packer.embedding)]
     precisions = {rule.precision: request.packing(rule.precision) for rule in request.rules}
     choose = chooser(request.rules, weights, tied, precisions, packer.precision)
     made = [weight for weight in weights if packer.sources[weight].encoding is not None]
@@ -280,8 +298,10 @@ def _chooser(packer: Packer, request: Request) -> Callable[[str], Precision]:
 ROTARY_TABLE = "rotary table of the model's own module"
 
 
-def _side_files(checkpoint: Checkpoint, target: Target, manifest: Manifest, folder: Path) -> None:
+def write_side_files(checkpoint: Checkpoint, target: Target, manifest: Manifest, folder: Path) -> None:
+    """Copies what goes along with the weights, and writes what the target adds."""
     for name, content in checkpoint.side_files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content())
     if checkpoint.quantization is not None:  # the weights are no longer stored as these settings say
         plain = {key: value for key, value in checkpoint.config.items() if key not in CONFIG_KEYS}

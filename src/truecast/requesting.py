@@ -11,8 +11,9 @@ import onnx_ir as ir
 from truecast.artifact import sha256_of
 from truecast.calibration.libraries import CALIBRATED, require_library
 from truecast.errors import InputError
-from truecast.targets import find_target
-from truecast.weights.precision import Precision
+from truecast.runtime.integers import FULL, largest_code
+from truecast.targets import MODULE_TARGETS, find_target
+from truecast.weights.precision import INTEGERS, STATIC, Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.quantizers import DEFAULT_METHOD, STREAMED
 from truecast.weights.rules import Rule
@@ -20,6 +21,14 @@ from truecast.weights.rules import Rule
 AS_IS = "as-is"
 PRECISIONS = (AS_IS, "fp32", "fp16", "int8", "int4")
 ACTIVATIONS = ("int8", "float")
+MODULE_PRECISIONS: tuple[str, ...] = INTEGERS
+"""Precisions that only modules without a cache can have."""
+MODULE_OPSETS = range(18, 26)
+"""What torch's exporter writes without changing the number behind one's back."""
+EXPORTERS = ("dynamo", "torchscript")
+RANGES = ("minmax", "entropy", "percentile")
+"""Ways to find the range of an input in what calibration saw of it."""
+OPTIMIZATIONS = ("all", "extended", "basic", "none")
 CACHES = ("float", "int8", "int4")
 
 
@@ -43,6 +52,9 @@ class Request:
     calibration: Path | None = None
     kv_cache: str = "float"
     opset: int | None = None
+    exporter: str = "dynamo"
+    optimization: str = "all"
+    calibration_method: str = "minmax"
 
     def check(self) -> None:
         """Raises InputError for a value that no export can take."""
@@ -53,8 +65,40 @@ class Request:
             raise InputError(
                 f"--link-weights keeps float32 bytes as they are; {self.precision} has none, leave it out."
             )
+        for rule in self.rules:
+            _one_of("precision of decoders", rule.precision, PRECISIONS)
         self._check_codes()
         self._check_cache()
+
+    def check_module(self) -> None:
+        """Raises InputError for a value that no export of a module can take."""
+        find_target(self.target)
+        _one_of("precision", self.precision, (*PRECISIONS, *MODULE_PRECISIONS))
+        _one_of("exporter", self.exporter, EXPORTERS)
+        _one_of("level of optimization", self.optimization, OPTIMIZATIONS)
+        if self.target not in MODULE_TARGETS:
+            raise InputError(f"The target {self.target} runs decoders only; choose one of {', '.join(MODULE_TARGETS)}.")
+        if self.kv_cache != "float":
+            raise InputError("--kv-cache is for decoders; a model without a cache has none, leave it out.")
+        if self.method in CALIBRATED:
+            raise InputError(f"--method {self.method} is for decoders; choose one of {', '.join(STREAMED)}.")
+        if self.opset is not None and self.opset not in MODULE_OPSETS:
+            first, last = MODULE_OPSETS[0], MODULE_OPSETS[-1]
+            raise InputError(f"Modules cannot be cast to opset {self.opset}; choose one from {first} to {last}.")
+        self._check_integers()
+
+    def _check_integers(self) -> None:
+        _one_of("calibration method", self.calibration_method, RANGES)
+        if STATIC in self.precisions and self.calibration is None:
+            raise InputError(
+                f"{STATIC} measures the inputs of products on examples; give them with --calibration FILE."
+            )
+        if self.calibration_method != RANGES[0] and STATIC not in self.precisions:
+            raise InputError(
+                f"--calibration-method is for {STATIC}; {self.precision} has no ranges to find, leave it out."
+            )
+        if self.method != DEFAULT_METHOD and self.precision in INTEGERS:
+            raise InputError(f"--method {self.method} makes codes in blocks; {self.precision} has none, leave it out.")
 
     def _check_opset(self) -> None:
         opsets = find_target(self.target).opsets
@@ -103,13 +147,28 @@ class Request:
         return tuple(Rule.parse(text) for text in self.keep)
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precision asked for, and those of the rules."""
+        return (self.precision, *(rule.precision for rule in self.rules))
+
+    @property
     def makes_codes(self) -> bool:
-        """Whether any weight is quantized here."""
-        return any(name.startswith("int") for name in (self.precision, *(rule.precision for rule in self.rules)))
+        """Whether any weight is quantized here in blocks."""
+        return any(name.startswith("int") and name not in INTEGERS for name in self.precisions)
+
+    @property
+    def makes_integers(self) -> bool:
+        """Whether any product is one of integers."""
+        return any(name in INTEGERS for name in self.precisions)
 
     def packing(self, name: str | None = None) -> Precision:
         """A precision as packing understands it: the one asked for, or one that a rule names."""
         name = name or self.precision
+        if name in INTEGERS:
+            top = largest_code()
+            return Precision(
+                name, ir.DataType.FLOAT, top.bit_length() + 1, channels=True, static=name == STATIC, top=top
+            )
         dtype = ir.DataType.FLOAT16 if name == "fp16" else ir.DataType.FLOAT
         bits = int(name[3:]) if name.startswith("int") else None
         linked, own = self.link_weights, name == AS_IS
@@ -121,6 +180,10 @@ class Request:
         settings: dict[str, Any] = {}
         if self.makes_codes:
             settings |= {"block_size": self.block_size, "method": self.method}
+        if self.makes_integers:
+            settings |= {"largest_code": largest_code()}
+        if STATIC in self.precisions:
+            settings |= {"calibration_method": self.calibration_method}
         if self.calibration is not None:
             settings["calibration"] = sha256_of(self.calibration)
         if self.makes_codes or AS_IS in (self.precision, *(rule.precision for rule in self.rules)):
@@ -130,6 +193,21 @@ class Request:
         if self.rules:
             settings["keep"] = [str(rule) for rule in self.rules]
         return settings
+
+
+def integer_notice(request: Request) -> str | None:
+    """What the user should know of products of integers; None where there are none."""
+    if not request.makes_integers:
+        return None
+    if largest_code() == FULL:
+        return (
+            "Weights of integer products have codes of 8 bits: they are exact on this processor, as measured. x86 "
+            "processors without VNNI saturate in such products; there, export again, or run `truecast verify` first."
+        )
+    return (
+        f"Weights of integer products have codes of 7 bits, up to {largest_code()}: with 8 bits this processor's sums "
+        "saturate, as measured. The session key session.x64quantprecision would avoid that at half the speed."
+    )
 
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:

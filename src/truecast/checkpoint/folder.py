@@ -14,6 +14,7 @@ from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.pickles import PICKLE_SUFFIXES, refuse_pickle
 from truecast.checkpoint.safetensors_format import INDEX_NAME, SINGLE_NAME, read_folder_tensors, read_metadata
 from truecast.checkpoint.schemes import resolve
+from truecast.checkpoint.tasks import MODULES_FILE
 from truecast.errors import InputError
 
 CONFIG_NAME = "config.json"
@@ -32,6 +33,9 @@ SIDE_FILE_NAMES = (
     "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
+    MODULES_FILE,
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 )
 
 
@@ -53,7 +57,7 @@ def open_folder(folder: Path) -> Checkpoint:
         "safetensors",
         config,
         resolved.tensors,
-        _side_files(folder),
+        side_files(folder),
         quantization=resolved.quantization,
         ignored=resolved.ignored,
         notices=resolved.notices,
@@ -87,5 +91,9 @@ def _no_tensors(folder: Path) -> InputError:
     return InputError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}; download the model's tensors into it.")
 
 
-def _side_files(folder: Path) -> dict[str, Callable[[], bytes]]:
-    return {name: (folder / name).read_bytes for name in SIDE_FILE_NAMES if (folder / name).is_file()}
+def side_files(folder: Path) -> dict[str, Callable[[], bytes]]:
+    """The files of a folder that go along with its tensors, by their path in it."""
+    files = [folder / name for name in SIDE_FILE_NAMES]
+    if (folder / MODULES_FILE).is_file():  # the settings of each module are in a folder of its own
+        files += sorted(folder.glob("*_*/config.json"))
+    return {str(file.relative_to(folder)): file.read_bytes for file in files if file.is_file()}

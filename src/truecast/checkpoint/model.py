@@ -105,6 +105,8 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that hold the tensors, sorted."""
+        """The files that hold the tensors, sorted; none for a module in memory."""
+        if self.format == "module":
+            return ()
         stored = [part for tensor in self.tensors.values() for part in (tensor.parts or (tensor,))]
         return tuple(sorted({part.location.path for part in stored}))

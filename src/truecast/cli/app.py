@@ -43,6 +43,9 @@ def inspect(source: given.SourcePath, as_json: given.AsJson = False) -> int:
 def export(
     source: given.SourcePath,
     out: given.NewFolder,
+    task: given.Task = None,
+    module: given.Module = None,
+    dynamic: given.Dynamic = None,
     target: given.Target = "onnxruntime",
     precision: given.Precision = None,
     provider: given.Provider = "cpu",
@@ -68,11 +71,14 @@ def export(
     from truecast.cli.meter import Meter
     from truecast.cli.progress import stages
 
-    chosen = choice.choose(source, precision, provider)
+    chosen = choice.choose(source if module is None else None, precision, provider)
     with Meter() as meter, stages(f"Casting {source} to {chosen}") as progress:
         artifact = api.export(
             source,
             out,
+            task=task,
+            module=module,
+            dynamic=given.free_axes(dynamic),
             target=target,
             precision=chosen.precision,
             provider=provider,
@@ -127,6 +133,27 @@ def diagnose(
     keys = dict(entry.split("=", 1) for entry in session or ())
     diagnosis = api.diagnose(model, provider, run, keys)
     return show.diagnosed(diagnosis, api.repair(model) if fix else None, as_json)
+
+
+@app.command()
+def study(
+    plan: given.PlanPath,
+    out: given.StudyFolder,
+    jobs: given.Jobs = 1,
+    on: given.Cluster = None,
+    as_json: given.AsJson = False,
+) -> int:
+    """Measures variants of a model side by side.
+
+    Exports, proves, diagnoses and times each in processes of its own; ends with a verdict.
+    """
+    from truecast import api
+    from truecast.cli import show
+    from truecast.cli.variants import board
+
+    with board(f"Studying {plan}") as watch:
+        report = api.study(plan, out, jobs=jobs, cluster=on, watch=watch)
+    return show.studied(report, out, as_json)
 
 
 @app.command()

@@ -17,10 +17,15 @@ class Choice:
         return self.precision if self.reason is None else f"{self.precision}, because {self.reason}"
 
 
-def choose(source: Path, precision: str | None, provider: str) -> Choice:
-    """The precision asked for, else what inspection recommends for `provider`; raises InputError as opening does."""
+def choose(source: Path | None, precision: str | None, provider: str) -> Choice:
+    """The precision asked for, else what inspection recommends for `provider`; raises InputError as opening does.
+
+    Without a source, that of a module of the user's own is left as it is.
+    """
     if precision is not None:
         return Choice(precision, None)
+    if source is None:
+        return Choice("fp32", "what a module of your own loses by another is not known")
     from truecast.checkpoint import open_checkpoint
     from truecast.inspection import recommend
 

@@ -34,6 +34,35 @@ def _precision(value: str | None) -> str | None:
     return None if value is None else require_known("precision", value, PRECISIONS)
 
 
+def _task(value: str | None) -> str | None:
+    from truecast.checkpoint.tasks import TASKS
+
+    return None if value is None else require_known("task", value, TASKS)
+
+
+def _dynamic(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        place, sign, _ = value.partition("=")
+        name, dot, axis = place.rpartition(".")
+        if not sign or not dot or not name or not axis.isdigit():
+            raise InputError(
+                f"--dynamic {value} is no axis; write INPUT.AXIS=NAME, as x.1=length or x.1=length=1..512."
+            )
+    return values
+
+
+def free_axes(values: list[str] | None) -> dict[str, dict[int, str]] | None:
+    """The axes that `--dynamic` frees, by input and number; None when it is not given."""
+    if not values:
+        return None
+    axes: dict[str, dict[int, str]] = {}
+    for value in values:
+        place, _, name = value.partition("=")
+        source, _, axis = place.rpartition(".")
+        axes.setdefault(source, {})[int(axis)] = name
+    return axes
+
+
 def _provider(value: str) -> str:
     from truecast.runtime.providers import find_provider
 
@@ -79,7 +108,35 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 Target = Annotated[str, typer.Option(callback=_target, help="The runtime's contract: onnxruntime, genai or portable.")]
 Opset = Annotated[
     int | None,
-    typer.Option(help="Version of the ONNX operators, 21 to 25, for the target portable.", show_default=False),
+    typer.Option(
+        help="Version of the ONNX operators: 21 to 25 for the target portable, 18 to 25 for models without a cache.",
+        show_default=False,
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        callback=_task,
+        help="What the model is for, as text-classification; without it, what the checkpoint's files name.",
+        show_default=False,
+    ),
+]
+Module = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PACKAGE.FILE:FUNCTION",
+        help="A function that takes SOURCE and gives a torch.nn.Module, with example inputs where it takes no tokens.",
+        show_default=False,
+    ),
+]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT.AXIS=NAME",
+        callback=_dynamic,
+        help="A free axis of a module's input, as x.1=length or x.1=length=1..512; may be repeated.",
+        show_default=False,
+    ),
 ]
 Precision = Annotated[
     str | None,
@@ -147,6 +204,16 @@ Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; h
 TopK = Annotated[int, typer.Option(help="Choose among this many likeliest tokens; 0 for all.")]
 TopP = Annotated[float, typer.Option(help="Choose among the likeliest tokens that hold this much probability.")]
 Seed = Annotated[int | None, typer.Option(help="Makes the choices repeatable.", show_default=False)]
+
+PlanPath = Annotated[Path, typer.Argument(metavar="PLAN.toml", help="What to measure: model, rows, variants.")]
+StudyFolder = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="The study's folder; one that was interrupted goes on.")
+]
+Jobs = Annotated[int, typer.Option(help="Variants exported at a time; they are measured one by one.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--on", metavar="CLUSTER", help="ray or ray://HOST:PORT, to run there.", show_default=False),
+]
 
 ModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL.onnx|OUT", help="An ONNX file, a folder with one, or an artifact.")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from truecast.api import Artifact
     from truecast.diagnosis import Diagnosis, Repair
     from truecast.runtime.model import Generation
+    from truecast.study import Report
 
 PIPED_WIDTH = 240
 """Columns where there is no terminal, so that no table is cut or folded."""
@@ -85,6 +86,25 @@ def diagnosed(diagnosis: Diagnosis, repair: Repair | None, as_json: bool) -> int
     if repair is not None:
         _print(Text(str(repair)))
     return diagnosis.exit_status
+
+
+def studied(report: Report, out: Path, as_json: bool) -> int:
+    """The variants side by side, those that did not work, the verdict and where the reports are."""
+    if as_json:
+        _print(report.model_dump(mode="json"))
+        return 0
+    from truecast.study.tables import failures, summary, without_empty
+
+    for table in (summary(report), failures(report)):
+        if table.rows:
+            filled = without_empty(table)
+            shown = Table(*filled.headings)
+            for row in filled.rows:
+                shown.add_row(*(Text(entry.text) for entry in row))
+            _print(shown)
+    for line in (report.verdict.sentence, *report.verdict.reasons, f"The report is in {out / 'report.html'}."):
+        _print(Text(line))
+    return 0
 
 
 def piece(prompt: int, text: str) -> None:

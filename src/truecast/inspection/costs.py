@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from truecast.checkpoint import Checkpoint, StoredTensor
-from truecast.inspection.facts import context_length, kv_bytes_per_token, vocabulary
+from truecast.inspection.facts import context_length, is_module, kv_bytes_per_token, vocabulary
 from truecast.inspection.model import AS_IS, PRECISIONS, Choice
 from truecast.inspection.storage import OTHER_TABLE, TOKEN_TABLE, Outlooks, outlooks, parameters
-from truecast.targets import TARGETS
+from truecast.targets import MODULE_TARGETS, TARGETS
 from truecast.weights.outlook import order_bytes
 
 BLOCK_SIZE = 32
@@ -52,7 +52,7 @@ def choices(checkpoint: Checkpoint, becoming: Outlooks) -> tuple[Choice, ...]:
             proof_peak=EXPORT_BASE_BYTES + FLOAT_BYTES["fp32"] * count + runs[precision],
             run_peak=runs[precision],
         )
-        for target in TARGETS
+        for target in (MODULE_TARGETS if is_module(checkpoint) else TARGETS)
         for precision in PRECISIONS
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truecast.checkpoint import Checkpoint
+from truecast.checkpoint.tasks import GENERATION, task_of
 
 CACHE_BYTES = 4
 """Bytes of one float32 of the cache."""
@@ -23,6 +24,11 @@ def architecture(checkpoint: Checkpoint) -> str:
 def is_decoder(checkpoint: Checkpoint) -> bool:
     """Whether it is a decoder language model."""
     return bool(_DECODER.search(architecture(checkpoint)))
+
+
+def is_module(checkpoint: Checkpoint) -> bool:
+    """Whether it keeps no cache: an encoder, with or without a head."""
+    return task_of(checkpoint) != GENERATION
 
 
 def context_length(checkpoint: Checkpoint) -> int | None:

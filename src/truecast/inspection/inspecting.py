@@ -53,11 +53,11 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 def recommend(checkpoint: Checkpoint, provider: str) -> Recommendation:
     """The precision to choose for `provider` (`cpu`, `cuda`, …), and why."""
-    if not facts.is_decoder(checkpoint):
-        return Recommendation(provider, "fp32", "no other precision is known to be right for this kind of model")
-    if checkpoint.quantization is not None:
+    if checkpoint.quantization is not None and (facts.is_decoder(checkpoint) or facts.is_module(checkpoint)):
         reason = "it is quantized already, and keeping its own codes and scales loses nothing"
         return Recommendation(provider, AS_IS, reason)
+    if not facts.is_decoder(checkpoint):
+        return Recommendation(provider, "fp32", "what another one loses depends on the task: measure it")
     if provider == "cpu":
         reason = "each new token reads every weight once, and int4 has about a seventh of the bytes of float32"
         return Recommendation(provider, "int4", reason)
@@ -71,7 +71,7 @@ def recommended_precision(checkpoint: Checkpoint, provider: str) -> str:
 
 
 def _obstacle(checkpoint: Checkpoint) -> str | None:
-    if facts.is_decoder(checkpoint):
+    if facts.is_decoder(checkpoint) or facts.is_module(checkpoint):
         return None
     name = facts.architecture(checkpoint)
-    return f"{name} is no decoder language model, which is what this version converts"
+    return f"{name} is neither a decoder language model nor an encoder, which is what this version converts"

@@ -158,35 +158,48 @@ def compare_all(
     """
     for index, point in enumerate(points):
         wanted = list(reference_logits(reference, point))
-        for subject in subjects:
-            _compare(reference, subject, point, wanted, originals.get(point.name) if subject.priced else None)
+        for decoder in {id(subject.decoder): subject.decoder for subject in subjects}.values():
+            group = [subject for subject in subjects if subject.decoder is decoder]
+            _compare(reference, decoder, group, point, wanted, originals.get(point.name))
         if progress:
             progress(index + 1, len(points))
 
 
 def _compare(
-    reference: Reference, subject: Subject, point: Point, wanted: Sequence[Array], originals: Sequence[Array] | None
+    reference: Reference,
+    decoder: Decoder,
+    subjects: Sequence[Subject],
+    point: Point,
+    wanted: Sequence[Array],
+    originals: Sequence[Array] | None,
 ) -> None:
-    drifts = []
-    runs = iter(graph_logits(subject.decoder, point))
+    """Runs one point once for all subjects of a decoder."""
+    drifts: list[Drift] = []
+    runs = iter(graph_logits(decoder, point))
     for number, (want, real) in enumerate(zip(wanted, real_positions(point), strict=True)):
         try:
             got = next(runs)
         except RUN_ERRORS as error:
-            subject.broken.append((point.name, _first_line(error)))
-            subject.failed.append(point.name)
-            return
+            return _take_failure(subjects, point, _first_line(error))
         if got.shape != want.shape:
-            subject.broken.append((point.name, f"logits of shape {got.shape} instead of {want.shape}"))
-            subject.failed.append(point.name)
-            return
-        _take_gap(reference, subject, point, number, got, want, real)
-        if subject.priced:
+            return _take_failure(subjects, point, f"logits of shape {got.shape} instead of {want.shape}")
+        for subject in subjects:
+            _take_gap(reference, subject, point, number, got, want, real)
+        if any(subject.priced for subject in subjects):
             drifts.append(drift(got, want, real))
-        if originals is not None:
-            subject.format_price.append(drift(got, originals[number], real))
-    if subject.priced:
-        _take_drift(subject, point, drifts)
+        for subject in subjects:
+            if subject.priced and originals is not None:
+                subject.format_price.append(drift(got, originals[number], real))
+    for subject in subjects:
+        if subject.priced:
+            _take_drift(subject, point, drifts)
+    return None
+
+
+def _take_failure(subjects: Sequence[Subject], point: Point, reason: str) -> None:
+    for subject in subjects:
+        subject.broken.append((point.name, reason))
+        subject.failed.append(point.name)
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from truecast.artifact import Certificate, Check, Manifest, Status
 from truecast.calibration.libraries import CALIBRATED, FOLDING
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
+from truecast.measure.environment import environment
 from truecast.proof.bisect import bisect
 from truecast.proof.cache import cache_checks
-from truecast.proof.environment import environment
 from truecast.proof.float_cache import coded_bits
 from truecast.proof.generation import author_story, generation_check, new_tokens, shipped_check
 from truecast.proof.held import HeldWeight, held_weights, load_graph
@@ -48,6 +49,7 @@ from truecast.proof.parity import (
     reference_logits,
 )
 from truecast.proof.points import Limits, Point, config_thresholds, config_windows, grid, stretches
+from truecast.proof.products import Products, takes_int8
 from truecast.proof.prompts import prompt_tokens, text_tokens
 from truecast.proof.quality import Noise, likeness_check, original_logits, signal_to_noise, text_points, text_price
 from truecast.proof.reference import Reference
@@ -248,13 +250,16 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
     own_logits = original_logits(case.reference, own)
     if not case.is_float32:
         case.reference.load_held(case.weights)
+    products = Products.of(case.model)
+    rounds = case.is_quantized and takes_int8(case.model, case.manifest.graph)
+    checks = products.checks(case.folder, case.manifest.graph.file) if rounds else []
     try:
-        usual, cached, shipped = _subjects(case)
+        usual, cached, shipped = _subjects(case, products)
     except InputError as error:
-        return [broken("parity", "the runtime opens the graph", str(error))], notes, []
+        return [*checks, broken("parity", "the runtime opens the graph", str(error))], notes, []
     subjects = list({id(subject): subject for subject in (usual, cached, shipped)}.values())
     compare_all(case.reference, subjects, points, originals, case.stage("compare"))
-    checks = [c for subject in subjects for c in parity_checks(subject, case.against)]
+    checks += [c for subject in subjects for c in parity_checks(subject, case.against)]
     checks += [*_prices(case, usual, cached, shipped), *text_price(shipped.decoder, own, own_logits)]
     point = next(p for name in VARIANT_POINTS for p in points if p.name == name)
     checks += variant_checks(case.folder, case.manifest.graph, case.reference, usual, shipped, point, case.against)
@@ -270,15 +275,20 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
     return checks, notes, [p for p in points if p.name in failed]
 
 
-def _subjects(case: _Case) -> tuple[Subject, Subject, Subject]:
+def _subjects(case: _Case, products: Products) -> tuple[Subject, Subject, Subject]:
     """The subject of the tight rule (float16: of the rule of its own), the one that shows what a quantized cache costs,
-    and the graph as shipped; often they are the same."""
+    and the graph as shipped; often they are the same.
+
+    Exact products are those of `products`, whose kernels were checked, or of the graph as shipped if it takes floats.
+    """
     folder, info, bits = case.folder, case.manifest.graph, case.cache_bits
     decoder = open_decoder(folder, info)
     tight = case.keeps_values
     limit = None if tight else half_limit(info.cache.layers if info.cache else 1)
     if bits is None and case.is_quantized:
-        exact = Subject("exact products", open_decoder(folder, info, exact=True), tight=True)
+        rounds = takes_int8(case.model, info)
+        floats = open_decoder(folder, info, exact=True, products=products.put) if rounds else decoder
+        exact = Subject("exact products", floats, tight=True)
         return exact, exact, Subject("as shipped", decoder, tight=False, priced=True)
     if bits is None:
         subject = Subject("as shipped", decoder, tight=tight, limit=limit, priced=not tight)
@@ -292,7 +302,8 @@ def _subjects(case: _Case) -> tuple[Subject, Subject, Subject]:
     if not case.is_quantized:
         floats = open_decoder(folder, info, floats=True)
         return Subject("float cache", floats, tight=tight, limit=limit, priced=not tight), gated, gated
-    floats, codes = (open_decoder(folder, info, exact=True, floats=undone) for undone in (True, False))
+    opened = partial(open_decoder, folder, info, exact=True, products=products.put)
+    floats, codes = (opened(floats=undone) for undone in (True, False))
     usual = Subject("exact products, float cache", floats, tight=True)
     cached = Subject("exact products", codes, tight=False, priced=True)
     return usual, replace(cached, grid_kl=gated.grid_kl, point_kl=gated.point_kl), gated
@@ -323,7 +334,7 @@ def _generation(case: _Case, limits: Limits, usual: Subject, shipped: Subject) -
     story = author_story(case.reference, prompts, count, case.stage("generate"))
     name = f"greedy tokens against {case.against}"
     checks = [generation_check(usual.decoder, story, usual.error, f"{usual.name}, {name}")]
-    if shipped is not usual:
+    if shipped.decoder is not usual.decoder:
         checks.append(shipped_check(shipped.decoder, story, f"{shipped.name}, {name}"))
     return checks
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.proof.constants import NotByRowsError, RowsOf, base_of, rows_of, stored_array, untransposed
+from truecast.proof.integers import IntegerProduct, integer_product, integer_rows
 from truecast.proof.operators import BNB_TABLES, Array, bnb4_values, dequantize
 from truecast.proof.pairs import (
     PRODUCT_AXIS,
@@ -24,6 +25,7 @@ from truecast.proof.pairs import (
     has_zero_points,
     scale_dtype,
 )
+from truecast.runtime.integers import FULL, REDUCED
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class Quantization:
     """How nodes read a quantized weight: `bits` per code, `block` codes per scale; `moved` by an offset per group.
 
     `ends` reads what the smallest and the largest code of each weight's block stand for; None where the middle code is
-    zero, so that the scale says it all.
+    zero, so that the scale says it all. `top` is the largest code where they go from -top to top, else None.
     """
 
     bits: int
     block: int
     moved: bool = False
     ends: tuple[RowsOf, RowsOf] | None = None
+    top: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ def _tables_of(node: ir.Node) -> Iterator[tuple[str, Table]]:
         yield _name(node.inputs[0]), _lookup(node)
     elif node.op_type == "MatMulBnb4":
         yield _name(node.inputs[1]), _bnb4(node)
+    elif _is_integer(node):
+        product = integer_product(node)
+        yield _name(product.codes), _integers(product)
     elif node.op_type == "DequantizeLinear":
         yield _name(decoder_inputs(node)[0]), _pair(node)
     elif node.op_type in ("MatMul", "FusedMatMul", "Gather"):
@@ -97,6 +103,20 @@ def _computed(value: ir.Value, base: ir.Value) -> Table:
     return Table((int(base.const_value.shape.numpy()[0]), *first.shape[1:]), read, first.dtype)
 
 
+def _is_integer(node: ir.Node) -> bool:
+    """Whether a node takes a weight without blocks."""
+    return node.op_type == "MatMulInteger" or (
+        node.op_type == "DequantizeLinear" and "block_size" not in node.attributes
+    )
+
+
+def _integers(product: IntegerProduct) -> Table:
+    """A weight of a product of integers: one scale per row, and codes as far from zero on either side."""
+    read, (rows, width), largest, dtype = integer_rows(product)
+    top = REDUCED if largest <= REDUCED else FULL
+    return Table((rows, width), read, dtype, Quantization(top.bit_length() + 1, width, top=top))
+
+
 def _optional(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
@@ -106,6 +126,20 @@ def _required(node: ir.Node, index: int) -> RowsOf:
     if value is None:
         raise NotByRowsError(node.op_type)
     return rows_of(value)
+
+
+def factor_rows(node: ir.Node) -> RowsOf:
+    """Rows [N, K] of what MatMulNBits itself multiplies with: offsets and orders of columns are nodes of their own.
+
+    Raises NotByRowsError where its inputs are no constants that can be read by rows.
+    """
+    bits, block, width = (node.attributes[name].as_int() for name in ("bits", "block_size", "K"))
+    return _decoded(node, _required(node, 1), (2, 3), bits, block, width)
+
+
+def factor_scales(node: ir.Node) -> RowsOf:
+    """Rows of the scales of MatMulNBits, whose dtype the product's input and result have as well."""
+    return _required(node, 2)
 
 
 def _product(node: ir.Node) -> Table:

@@ -8,7 +8,7 @@ weights, a run of rows at a time, either from the checkpoint (`load_checkpoint`)
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from truecast.checkpoint.model import Checkpoint
+from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.proof.held import HeldWeight, row_chunks
 from truecast.proof.operators import Array
+from truecast.trace.author import AuthorModule
+from truecast.trace.module import shared_names
 from truecast.trace.skeleton import (
     build_decoder,
     checkpoint_renamer,
@@ -68,6 +70,27 @@ class Reference:
         reference._volatile = [_Volatile(*item) for item in _volatile(model)]
         return reference
 
+    @classmethod
+    def of_module(cls, author: AuthorModule, checkpoint: Checkpoint) -> Reference:
+        """A module without a cache; one of fake tensors becomes a real one, its weights uninitialised."""
+        model: Any = author.module
+        parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+        parameters |= {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        if author.mode is None:
+            sources = Sources(checkpoint, parameters, shared_names(model), lambda name: name, partial=True)
+        else:
+            sources = Sources(checkpoint, parameters, tied_names(model), checkpoint_renamer(model), partial=True)
+            _make_real(model, persistent=set(model.state_dict()))
+        reference = cls(model, sources, frozenset(_transposed(model)))
+        reference._volatile = [_Volatile(*item) for item in _volatile(model)]
+        return reference
+
+    @torch.no_grad()
+    def outputs(self, author: AuthorModule, tensors: Sequence[Tensor]) -> dict[str, Array]:
+        """The module's outputs by name."""
+        self.reset()
+        return {name: tensor.numpy() for name, tensor in author(tensors).items()}
+
     @property
     def parameters(self) -> dict[str, Tensor]:
         """Every parameter and persistent buffer once, by its first name."""
@@ -80,9 +103,14 @@ class Reference:
         Raises InputError where one is missing or not finite.
         """
         for name, parameter in self.parameters.items():
-            stored = (sources or self.sources)[name]
+            if (stored := self._stored(name, sources or self.sources)) is None:
+                continue
             for start, stop in row_chunks(stored.shape):
                 _rows(parameter, start, stop).copy_(_tensor(finite_rows(stored, start, stop)))
+
+    def _stored(self, name: str, sources: Sources) -> StoredTensor | None:
+        """A parameter's tensor; None for one that the checkpoint lacks and that the graph may leave out."""
+        return None if sources.partial and not sources.is_there(name) else sources[name]
 
     def load_held(self, weights: Mapping[str, HeldWeight]) -> None:
         """Takes the weights as an artifact holds them; one it lacks or has in another shape stays as it is."""

@@ -2,14 +2,17 @@
 
 Exact products: ONNX Runtime multiplies quantized weights with int8 activations where a node's accuracy level allows it.
 For 4 bits a session key undoes that, for 8 bits only the attribute does, so the graph is changed in memory; its weights
-stay in the memory-mapped file. Products that ONNX Runtime makes of DequantizeLinear and MatMul have a key of their own.
+stay in the memory-mapped file. Products of integers become products of floats there (`integers`). Products that ONNX
+Runtime makes of DequantizeLinear and MatMul have a key of their own.
 The proof does not trust any of it: int8 activations would fail its tight limit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx_ir as ir
 import onnxruntime as ort
@@ -18,6 +21,7 @@ from truecast.artifact import GraphInfo
 from truecast.errors import InputError, TruecastError
 from truecast.proof.float_cache import coded_bits, float_info, with_float_cache
 from truecast.proof.held import load_graph
+from truecast.proof.integers import float_products
 from truecast.runtime.decoder import Decoder
 from truecast.runtime.providers import LOAD_ERRORS, NOTHING, session_options
 
@@ -27,7 +31,11 @@ SILENT = 4
 """ONNX Runtime's log level that says nothing of errors: they are raised, and become a check."""
 EXECUTION_PROVIDER = "CPUExecutionProvider"
 
-Change = Callable[[ir.Model], object]
+Given = Mapping[str, ort.OrtValue]
+"""Arrays that a session takes as they are, by the names of initializers; whoever made them keeps them alive."""
+NONE_GIVEN: Given = MappingProxyType({})
+Change = Callable[[ir.Model], Given]
+"""Changes a graph in memory; returns what its session is to be given."""
 
 RUN_ERRORS = (*LOAD_ERRORS, RuntimeError, TruecastError)
 """What a run of a wrong graph raises: the session's own errors, and RuntimeError where inputs are bound."""
@@ -41,18 +49,28 @@ def open_decoder(
     optimize: bool = True,
     threads: int | None = None,
     floats: bool = False,
+    products: Change | None = None,
 ) -> Decoder:
     """A decoder of the artifact's graph, without the limit of the context (rotary thresholds lie beyond some).
 
-    With `floats` a quantized cache is undone. Raises InputError when ONNX Runtime does not take the graph.
+    With `floats` a quantized cache is undone. `products` makes products exact in another way than by their kernels.
+    Raises InputError when ONNX Runtime does not take the graph.
     """
     options = _options(exact, optimize, threads, info.session_entries)
     undone = floats and coded_bits(info) is not None
-    changes: list[Change] = [exact_products] if exact else []
-    changes += [lambda model: with_float_cache(model, info)] if undone else []
+    changes: list[Change] = [products or exact_products] if exact else []
+    changes += [partial(_without_codes, info=info)] if undone else []
     session = _session(folder, info.file, options, changes)
     known = float_info(info) if undone else info
     return Decoder(session, known.model_copy(update={"context_length": None}))
+
+
+def open_module(
+    folder: Path, info: GraphInfo, *, exact: bool = False, optimize: bool = True, threads: int | None = None
+) -> ort.InferenceSession:
+    """A session of a graph without a cache; raises InputError when ONNX Runtime does not take it."""
+    options = _options(exact, optimize, threads, info.session_entries)
+    return _session(folder, info.file, options, [exact_products] if exact else [])
 
 
 def session_of(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:
@@ -72,11 +90,18 @@ def _options(
     return options
 
 
-def exact_products(model: ir.Model) -> None:
+def exact_products(model: ir.Model) -> Given:
     """Makes every product of quantized weights take float activations."""
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             node.attributes.add(ir.AttrInt64("accuracy_level", 0))
+    float_products(model)
+    return NONE_GIVEN
+
+
+def _without_codes(model: ir.Model, info: GraphInfo) -> Given:
+    with_float_cache(model, info)
+    return NONE_GIVEN
 
 
 def graph_bytes(model: ir.Model) -> bytes:
@@ -90,7 +115,8 @@ def _session(folder: Path, file: str, options: ort.SessionOptions, changes: Sequ
         return _load(str(folder / file), options, str(folder / file))
     model = load_graph(folder, file)
     for change in changes:
-        change(model)
+        for name, value in change(model).items():
+            options.add_initializer(name, value)
     options.add_session_config_entry(FOLDER_KEY, str(folder.resolve()))
     return _load(graph_bytes(model), options, str(folder / file))
 

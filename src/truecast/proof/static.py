@@ -56,16 +56,16 @@ def graph_checks(model: ir.Model, manifest: Manifest, config: Mapping[str, Any])
             f"domains {', '.join(sorted(model.opset_imports)) or 'none'}",
         ),
         check(TIER, "IR version", float(model.ir_version), LARGEST_IR),
-        counted(TIER, "float64 tensors", list(_doubles(model)), "tensors"),
+        counted(TIER, "float64 tensors", list(doubles(model)), "tensors"),
         counted(TIER, "dynamic axes", list(_axis_faults(model, manifest)), "faults", "named as the contract says"),
         counted(TIER, "sizes of the trace in shapes", list(_literals(model, config)), "constants"),
-        counted(TIER, "interface as in the manifest", list(_interface_faults(model, manifest)), "faults"),
-        counted(TIER, "activations as in the manifest", list(_activation_faults(model, manifest)), "products"),
-        *_standard_checks(model, manifest),
+        counted(TIER, "interface as in the manifest", list(interface_faults(model, manifest)), "faults"),
+        counted(TIER, "activations as in the manifest", list(activation_faults(model, manifest)), "products"),
+        *standard_checks(model, manifest),
     ]
 
 
-def _standard_checks(model: ir.Model, manifest: Manifest) -> list[Check]:
+def standard_checks(model: ir.Model, manifest: Manifest) -> list[Check]:
     """Whether a graph that promises standard operators has no other, nor one that its opset does not know."""
     if dialect(manifest.dialect).contrib:
         return []
@@ -78,7 +78,8 @@ def _standard_checks(model: ir.Model, manifest: Manifest) -> list[Check]:
     return [counted(TIER, "operators outside ONNX", foreign, "nodes", f"opset {opset}")]
 
 
-def _doubles(model: ir.Model) -> Iterator[str]:
+def doubles(model: ir.Model) -> Iterator[str]:
+    """Values of float64: no kernel of a GPU is made for them, and few of a processor's."""
     double = ir.DataType.DOUBLE
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         if value.dtype == double:
@@ -94,7 +95,8 @@ def _doubles(model: ir.Model) -> Iterator[str]:
             yield f"{node.name} ({node.op_type})"
 
 
-def _dims(value: ir.Value) -> list[int | str | None]:
+def dims(value: ir.Value) -> list[int | str | None]:
+    """The sizes of a value: numbers, names, or None."""
     return [] if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
 
 
@@ -102,37 +104,37 @@ def _axis_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
     optional = set(model.graph.initializers)
     for value in model.graph.inputs:
         name = value.name or ""
-        if name in SYMBOLS and tuple(_dims(value)) != SYMBOLS[name]:
-            yield f"{name} is {_dims(value)}, not {list(SYMBOLS[name])}"
+        if name in SYMBOLS and tuple(dims(value)) != SYMBOLS[name]:
+            yield f"{name} is {dims(value)}, not {list(SYMBOLS[name])}"
         elif name not in SYMBOLS and not name.startswith("past_key_values.") and name not in optional:
             yield f"the contract has no input {name}"
     for value in (*model.graph.inputs, *model.graph.outputs):
         length = next((s for prefix, s in CACHE_LENGTHS.items() if (value.name or "").startswith(prefix)), None)
         if length is not None:
             yield from _cache_faults(value, length)
-    logits = _dims(model.graph.outputs[0])
+    logits = dims(model.graph.outputs[0])
     vocabulary = manifest.graph.vocab_size
     if len(logits) != 3 or logits[0] != "batch_size" or logits[2] != vocabulary or logits[1] in TRACE_SIZES | {BATCH}:
         yield f"{model.graph.outputs[0].name} is {logits}"
 
 
 def _cache_faults(value: ir.Value, length: str) -> Iterator[str]:
-    dims = _dims(value)
+    sizes = dims(value)
     if (
-        len(dims) != 4
-        or dims[0] != "batch_size"
-        or dims[2] != length
-        or not all(isinstance(d, int) for d in dims[1::2])
+        len(sizes) != 4
+        or sizes[0] != "batch_size"
+        or sizes[2] != length
+        or not all(isinstance(d, int) for d in sizes[1::2])
     ):
-        yield f"{value.name} is {dims}, not [batch_size, heads, {length}, width]"
+        yield f"{value.name} is {sizes}, not [batch_size, heads, {length}, width]"
 
 
 def _literals(model: ir.Model, config: Mapping[str, Any]) -> Iterator[str]:
     """Constants in shapes that are sizes of the trace and of nothing in the model."""
     known = set(_integers(config)) | {
-        d for v in model.graph.initializers.values() for d in _dims(v) if isinstance(d, int)
+        d for v in model.graph.initializers.values() for d in dims(v) if isinstance(d, int)
     }
-    known |= {d for v in (*model.graph.inputs, *model.graph.outputs) for d in _dims(v) if isinstance(d, int)}
+    known |= {d for v in (*model.graph.inputs, *model.graph.outputs) for d in dims(v) if isinstance(d, int)}
     for node in model.graph:
         for index in SHAPE_INPUTS.get(node.op_type, ()):
             value = node.inputs[index] if index < len(node.inputs) else None
@@ -159,11 +161,12 @@ def _integers(config: Any) -> Iterator[int]:
         yield config
 
 
-def _interface_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
+def interface_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
+    """Inputs and outputs that are not what the manifest says."""
     graph = model.graph
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     for values, infos in ((inputs, manifest.graph.inputs), (graph.outputs, manifest.graph.outputs)):
-        got = {v.name: (str(v.dtype.numpy()) if v.dtype else None, _dims(v)) for v in values}
+        got = {v.name: (str(v.dtype.numpy()) if v.dtype else None, dims(v)) for v in values}
         want = {info.name: (info.dtype, info.shape) for info in infos}
         for name in sorted({n or "" for n in got} ^ set(want)):
             yield f"{name} is in one of graph and manifest only"
@@ -172,7 +175,7 @@ def _interface_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
                 yield f"{name} is {got[name]} in the graph and {want[name]} in the manifest"
 
 
-def _activation_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
+def activation_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
     """Products of codes that round their activations although the manifest says floats."""
     if manifest.settings.get("activations") != "float":
         return

@@ -9,6 +9,7 @@ every checkpoint tensor is used or ignored for a reason, and every held value is
 | the checkpoint's own codes and scales | 0, or what rounding twice leaves; see `own` |
 | round to nearest, symmetric | half a step of a / 2^(n-1) |
 | … at the end of the shorter side | a whole step |
+| round to nearest, as far on both sides | half a step of a / (2^(n-1) - 1) |
 | searched: k-quant, hqq | by block and by code, see `searched` |
 
 The codes go from -2^(n-1) to 2^(n-1) - 1; a lies on the longer side, and the shorter one ends a step before -a.
@@ -70,7 +71,7 @@ def accounting_checks(
     faults = [f"{n} is listed twice" for n in sorted({n for n in names if names.count(n) > 1})]
     faults += [f"{n} is in the graph but not in the manifest" for n in sorted(external - listed)]
     faults += [f"{n} is in the manifest but not in the graph" for n in sorted(listed - external)]
-    faults += [f"parameter {n} is in no weight" for n in reference.parameters if reference.held(n, weights) is None]
+    faults += [f"parameter {n} is in no weight" for n in _unheld(manifest, reference, weights)]
     faults += [f"tensor {n} is neither used nor ignored" for n in sorted(tensors - used)]
     faults += [f"tensor {n} is not in the checkpoint" for n in sorted(used - tensors)]
     detail = f"{len(listed)} initializers, {len(tensors)} checkpoint tensors"
@@ -78,6 +79,15 @@ def accounting_checks(
         counted(TIER, "weights accounted for", faults, "faults", detail),
         counted(TIER, "constants", _constant_faults(model, reference), "faults"),
     ]
+
+
+def _unheld(manifest: Manifest, reference: Reference, weights: Mapping[str, HeldWeight]) -> Iterator[str]:
+    """Parameters that no weight holds; a module's graph may leave out what its outputs do not depend on."""
+    sources = reference.sources
+    for name in reference.parameters:
+        left_out = sources.partial and (not sources.is_there(name) or sources[name].name in manifest.ignored_tensors)
+        if reference.held(name, weights) is None and not left_out:
+            yield name
 
 
 def _constant_faults(model: ir.Model, reference: Reference) -> list[str]:
@@ -186,13 +196,23 @@ def _block_shares(values: Array, held: Array, weight: HeldWeight) -> Array:
     w, h = (np.pad(x, padding).reshape(rows, -1, form.block) for x in (values, held))
     high, low = w.max(-1, keepdims=True), w.min(-1, keepdims=True)
     largest = np.maximum(high, -low)
+    if form.top is not None:
+        return _even_shares(w, h, largest, form.top)
     step = largest / (1 << (form.bits - 1))
     # the side of the largest weight reaches its code exactly; on the other one the codes end a step earlier
     ends = np.where(high >= -low, -w, w) > largest - step
     both = (high == -low) & (np.abs(w) > largest - step)
     bound = np.where(ends | both, step, step / 2)
     bound = bound + largest * (ROUNDING + SCALE_EPSILON.get(str(weight.dtype), 0.0))
-    error = np.abs(w - h)
+    return _of_bound(np.abs(w - h), bound)
+
+
+def _even_shares(values: Array, held: Array, largest: Array, top: int) -> Array:
+    """Shares where codes go from -top to top; all arrays [rows, blocks, weights]."""
+    return _of_bound(np.abs(values - held), largest / top / 2 + largest * ROUNDING)
+
+
+def _of_bound(error: Array, bound: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = np.where(error == 0, 0.0, error / bound)
     result: Array = shares.max(-1)

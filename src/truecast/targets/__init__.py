@@ -14,6 +14,8 @@ from truecast.targets.portable import PORTABLE
 
 TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target in (ONNXRUNTIME, GENAI, PORTABLE)})
 """Every target by its name, the default first."""
+MODULE_TARGETS = ("onnxruntime", "portable")
+"""Those that run models without a cache."""
 
 
 def find_target(name: str) -> Target:
@@ -25,4 +27,4 @@ def find_target(name: str) -> Target:
     raise InputError(f"There is no target {name!r}; {hint}")
 
 
-__all__ = ["TARGETS", "Padding", "Target", "find_target"]
+__all__ = ["MODULE_TARGETS", "TARGETS", "Padding", "Target", "find_target"]

@@ -20,6 +20,7 @@ from truecast.trace.skeleton import fake_tensors
 
 BATCH, NEW, PAST = 3, 17, 11
 """Sizes during the trace: unusual and different, so that one baked into the graph is easy to see."""
+INPUTS = ("input_ids", "attention_mask", "position_ids", "past_probe")
 PAST_NODE = "Past"
 """Abstract operator whose outputs are a layer's past key and value: cheaper to trace than two inputs per layer."""
 WRAPPER = "decoder."
@@ -35,15 +36,21 @@ def capture(step: nn.Module, cached: Callable[[], Sequence[int]], opset: int) ->
     with fake_tensors(), torch.no_grad():
         program = _export(step)
     _require_dynamic(program)
-    graph = _to_onnx(program, [f"present.{layer}.{part}" for layer in cached() for part in ("key", "value")], opset)
-    ClearMetadataAndDocStringPass()(graph)
-    graph.producer_name, graph.producer_version = "truecast", None
-    bound_later = {name for named in (step.named_parameters, step.named_buffers) for name, _ in named()}
-    for name, value in list(graph.graph.initializers.items()):
-        value.name = name.removeprefix(WRAPPER)
-        value.const_value = None if name in bound_later else _real_constant(value)
+    outputs = ["logits", *(f"present.{layer}.{part}" for layer in cached() for part in ("key", "value"))]
+    graph = to_onnx(program, INPUTS, outputs, opset)
+    forget_weights(graph, step, WRAPPER)
     _past_inputs(graph.graph)
     return graph
+
+
+def forget_weights(graph: ir.Model, module: nn.Module, wrapper: str) -> None:
+    """Initializers are named after the author's parameters, without the wrapper's name, and lose their data."""
+    ClearMetadataAndDocStringPass()(graph)
+    graph.producer_name, graph.producer_version = "truecast", None
+    bound_later = {name for named in (module.named_parameters, module.named_buffers) for name, _ in named()}
+    for name, value in list(graph.graph.initializers.items()):
+        value.name = name.removeprefix(wrapper)
+        value.const_value = None if name in bound_later else _real_constant(value)
 
 
 def _past_inputs(graph: ir.Graph) -> None:
@@ -117,7 +124,8 @@ UNBOUNDED = 1 << 31
 """A bound of this size or more is none."""
 
 
-def _to_onnx(program: ExportedProgram, outputs: list[str], opset: int) -> ir.Model:
+def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> ir.Model:
+    """The program as an ONNX graph of that opset, nothing optimized; quiet."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     try:
@@ -127,8 +135,8 @@ def _to_onnx(program: ExportedProgram, outputs: list[str], opset: int) -> ir.Mod
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
                 program,
-                input_names=["input_ids", "attention_mask", "position_ids", "past_probe"],
-                output_names=["logits", *outputs],
+                input_names=list(inputs),
+                output_names=list(outputs),
                 opset_version=opset,
                 optimize=False,
                 verbose=False,

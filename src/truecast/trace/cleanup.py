@@ -62,9 +62,11 @@ def dims(value: ir.Value | None) -> list[int | str] | None:
 
 
 def replace(value: ir.Value, by: ir.Value) -> None:
-    """All users of `value` read `by` instead, graph outputs included; a known shape is kept."""
+    """All users of `value` read `by` instead, graph outputs included; a known shape or type is kept."""
     if by.shape is None:
         by.shape = value.shape
+    if by.type is None:
+        by.type = value.type
     if value.is_graph_output():
         name = value.name
         ir.convenience.replace_all_uses_with(value, by, replace_graph_outputs=True)
@@ -103,6 +105,19 @@ def no_op(node: ir.Node, graph: ir.Graph) -> bool:
     if useless:
         replace(result, source)
     return useless
+
+
+def cast_like(node: ir.Node, graph: ir.Graph) -> bool:
+    """A cast to the dtype of another value is one to that dtype: few runtimes have a kernel for the former."""
+    if node.op_type != "CastLike" or node.inputs[1] is None or node.inputs[1].dtype is None:
+        return False
+    assert node.inputs[0] is not None
+    cast = ir.node("Cast", [node.inputs[0]], {"to": node.inputs[1].dtype})
+    cast.outputs[0].shape, cast.outputs[0].dtype = node.outputs[0].shape, node.inputs[1].dtype
+    graph.insert_before(node, cast)
+    replace(node.outputs[0], cast.outputs[0])
+    graph.remove(node, safe=True)
+    return True
 
 
 def _may_reverse(node: ir.Node) -> bool:
@@ -236,6 +251,7 @@ def _part_sizes(node: ir.Node) -> list[int] | None:
 
 
 RULES: Sequence[Rule] = (
+    cast_like,
     no_op,
     reshape_of_reshape,
     constant_reshape,

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -31,29 +31,16 @@ from truecast.trace.rotary import functional_frequencies, rotary_seam
 from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, attention_seam
 from truecast.trace.skeleton import build_decoder, checkpoint_renamer, fake_tensors, real_buffers, tied_names
 from truecast.trace.stamp import sort_cache, stamp
+from truecast.trace.traced import Traced
 
 
-@dataclass(frozen=True)
-class Trace:
-    """A traced decoder.
+@dataclass(frozen=True, kw_only=True)
+class Trace(Traced):
+    """A traced decoder. `cache_shapes` maps a layer to (heads, width) of its key and value."""
 
-    `model`: the graph; its initializers are named after the model's parameters and buffers and hold no data, apart from
-    `buffers`. `cache_shapes` maps a layer to (heads, width) of its key and value. `tied` maps a parameter to the one
-    that the checkpoint stores in its place. `embedding` and `head` name the token embedding's and the head's weight.
-    """
-
-    model: ir.Model
     cache_shapes: dict[int, tuple[tuple[int, int], tuple[int, int]]]
-    buffers: dict[str, Tensor]
-    parameters: dict[str, tuple[int, ...]]
-    tied: dict[str, str]
-    embedding: str
-    head: str
-    rename: Callable[[str], str]
     padding: str
     in_place: bool
-    lowered: Counter[str] = field(default_factory=Counter)
-    traced: dict[str, str] = field(default_factory=dict)
 
 
 class _Step(nn.Module):

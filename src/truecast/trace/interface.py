@@ -40,7 +40,7 @@ def apply_interface(trace: Trace, single_logits: bool) -> None:
             heads, width = pair[0] if name.endswith("key") else pair[1]
             length = "past_sequence_length" if name.startswith("past") else "total_sequence_length"
             value.shape = ir.Shape(["batch_size", heads, length, width])
-    _forget_inner_shapes(graph)
+    forget_inner_shapes(graph)
 
 
 def _keep_last(trace: Trace, single: bool) -> None:
@@ -106,7 +106,7 @@ def _keep_last_output(
     graph.outputs[0] = result
 
 
-def _forget_inner_shapes(graph: ir.Graph) -> None:
+def forget_inner_shapes(graph: ir.Graph) -> None:
     """Drops the shapes of inner values: they hold the trace's own symbols, and the runtime infers better ones."""
     ends = {*graph.inputs, *graph.outputs}
     for node in graph:

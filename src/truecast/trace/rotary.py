@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from truecast.dialects.model import RotaryForm, RotaryLowering
@@ -47,7 +46,7 @@ class RotarySeam:
 
 
 @contextmanager
-def rotary_seam(model: PreTrainedModel, lowering: RotaryLowering | None) -> Iterator[list[RotarySeam]]:
+def rotary_seam(model: nn.Module, lowering: RotaryLowering | None) -> Iterator[list[RotarySeam]]:
     """Replaces the rotary functions of the modules that `model` is made of; undone on exit."""
     modules = {name: sys.modules[name] for name in sorted({type(m).__module__ for m in model.modules()})}
     originals = {name: vars(m)[ROTARY_FUNCTION] for name, m in modules.items() if ROTARY_FUNCTION in vars(m)}

@@ -20,6 +20,7 @@ from truecast.checkpoint.encoding import Affine, Codebook, Factor, Factors, grou
 from truecast.checkpoint.model import Array, Reader, StoredTensor
 from truecast.errors import InputError
 from truecast.weights.binding import Binding, Operand, stacked
+from truecast.weights.channels import Channels, channels
 from truecast.weights.floats import dense_binding
 from truecast.weights.precision import Precision
 from truecast.weights.quantize import BLOCK_SIZES, blocks_per_row
@@ -109,11 +110,13 @@ class Bnb4:
     width: int
 
 
-Form = Floats | Blocks | Bnb4
+Form = Floats | Blocks | Bnb4 | Channels
 
 
 def form_of(name: str, tensor: StoredTensor, precision: Precision, transposed: bool = False) -> Form:
     """The form of a matrix [out, in], or [in, out] when `transposed`."""
+    if precision.channels:
+        return channels(name, tensor, precision, transposed)
     if precision.bits is not None:
         return quantized(name, tensor, precision, transposed)
     if not precision.own:

@@ -85,6 +85,7 @@ def _product(form: Form) -> Outlook:
         return Outlook(("MatMulNBits",), slots, offsets + order, disk, _block_memory(form))
     if isinstance(form, Bnb4):
         return Outlook(("MatMulBnb4",), f"4 bits, block {form.block}", (), disk, disk)
+    assert isinstance(form, Floats)  # nothing is quantized anew
     rows, width = form.table.shape
     stored = form.table.dtype
     remarks = () if stored == ir.DataType.FLOAT else (f"{word(stored)} on disk",)

@@ -17,10 +17,12 @@ from truecast.checkpoint.model import Array, StoredTensor
 from truecast.dialects.expand import NodeWriter
 from truecast.errors import InputError
 from truecast.weights.binding import Alias, Binding, Operand, array_binding, stacked
+from truecast.weights.channels import Channels, channels_alike, stack_channels
 from truecast.weights.contrib import ContribEmitter
 from truecast.weights.emission import Emitter, float_table, group_sums, offsets_of, scales_of
 from truecast.weights.floats import dense_binding
 from truecast.weights.forms import Blocks, Bnb4, Floats, Form, alike, form_of, stack_blocks
+from truecast.weights.integers import Quantized, Range, at_first_use, integer_product, measured, ranged
 from truecast.weights.precision import Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.sources import Sources
@@ -59,6 +61,7 @@ class Packer:
     """Packs the weights of one graph; `bindings` grows as nodes are packed.
 
     `choose` gives the precision of a parameter, `precision` the one of everything else. `emitter` writes the nodes.
+    `ranges` are those of the inputs of products with a static precision, by the name of the product's module.
     """
 
     model: ir.Model
@@ -68,10 +71,12 @@ class Packer:
     head: str
     choose: Callable[[str], Precision] | None = None
     emitter: Emitter = field(default_factory=ContribEmitter)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
     bindings: list[Binding] = field(default_factory=list)
     aliases: list[Alias] = field(default_factory=list)
     _forms: dict[str, Form] = field(default_factory=dict)
     _made: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
+    _inputs: dict[tuple[ir.Value, bool], Quantized] = field(default_factory=dict)
     _levels: set[int] = field(default_factory=set)
 
     def pack(self) -> list[Binding]:
@@ -114,7 +119,7 @@ class Packer:
 
     def _precision(self, weight: str) -> Precision:
         chosen = self.choose(weight) if self.choose is not None else self.precision
-        if chosen.bits is None or not self.tied or weight not in (self.embedding, self.head):
+        if chosen.bits is None or chosen.channels or not self.tied or weight not in (self.embedding, self.head):
             return chosen
         # a lookup reads whole blocks, and a tied head must have the very numbers that it has
         width = self.sources[weight].shape[1]
@@ -166,11 +171,14 @@ class Packer:
 
     def _linear(self, site: _Site, tied: bool) -> None:
         shared = tied and site.weight == self.head
-        form = self._form(self.embedding if shared else site.weight, site.transposed)
+        own = self._precision(site.weight).channels  # codes of a row's own scale serve products alone
+        form = self._form(self.embedding if shared and not own else site.weight, site.transposed)
         bias = self._vector(site.bias) if site.bias else None
         write = NodeWriter(site.node)
         if isinstance(form, Blocks):
             result = self._blocks(write, form, site.input, bias, self._level(site.weight), site.name)
+        elif isinstance(form, Channels):
+            result = self._integers(write, form, site, bias, site.name)
         else:
             result = self._added(write, self._plain(write, form, site, shared, bias is not None), bias, site.name)
         finish(site.node, result)
@@ -201,21 +209,42 @@ class Packer:
     def _merged(self, sites: Sequence[_Site]) -> None:
         """Products of one input as one product, where their weights are alike; its result is split again."""
         forms = [self._form(site.weight) for site in sites]
-        if not alike(forms) or len({self._level(site.weight) for site in sites}) > 1:
+        integers = channels_alike(forms)
+        if not integers and (not alike(forms) or len({self._level(site.weight) for site in sites}) > 1):
             return
         name = "+".join([sites[0].name, *(site.name.rpartition(".")[2] for site in sites[1:])])
-        form = stack_blocks(name, [form for form in forms if isinstance(form, Blocks)])
+        form = _stacked(name, forms)
         self._add(form.binding)
         bias = None
         if names := [site.bias for site in sites if site.bias]:
             vectors = [dense_binding(bias, self.sources[bias], self.precision.dtype) for bias in names]
             bias = self._add(stacked(vectors, [f"{name}.bias"]))[f"{name}.bias"]
         write = NodeWriter(sites[0].node)
-        product = self._blocks(write, form, sites[0].input, bias, self._level(sites[0].weight), name)
+        if isinstance(form, Channels):
+            product = self._integers(write, form, sites[0], bias, name)
+        else:
+            product = self._blocks(write, form, sites[0].input, bias, self._level(sites[0].weight), name)
         sizes = write.ints(*(site.node.attributes["N"].as_int() for site in sites))
         splits = write.ops("Split", [product, sizes], [site.name for site in sites], {"axis": -1})
         for site, result in zip(sites, splits, strict=True):
             finish(site.node, result)
+
+    def _integers(self, write: NodeWriter, form: Channels, site: _Site, bias: ir.Value | None, name: str) -> ir.Value:
+        """A product of integers; its input is quantized once for all products that read it alike."""
+        values, key = self._add(form.binding), (site.input, form.static)
+        if key not in self._inputs:
+            early = at_first_use(site.input, self.model.graph)
+            known = self._range(site) if form.static else None
+            self._inputs[key] = measured(early, site.input) if known is None else ranged(early, site.input, known)
+        return integer_product(write, form, site.input, self._inputs[key], values, bias, name)
+
+    def _range(self, site: _Site) -> Range:
+        if site.name not in self.ranges:
+            raise InputError(
+                f"Calibration has not seen the input of {site.name}; give feeds that reach it, or keep it in float "
+                f"with --keep '{site.name}=fp32'."
+            )
+        return self.ranges[site.name]
 
     def _blocks(
         self, write: NodeWriter, form: Blocks, x: ir.Value, bias: ir.Value | None, level: int, name: str
@@ -280,7 +309,11 @@ class Packer:
 
     def _table_form(self, weight: str) -> Form:
         """The form of a lookup's table: blocks only for the tokens' own, and where its rows are whole blocks."""
-        form, precision = self._form(weight), self._precision(weight)
+        precision = self._precision(weight)
+        if precision.channels:
+            binding = dense_binding(weight, self.sources[weight], self.precision.dtype)
+            return Floats(binding, binding.operands[0])
+        form = self._form(weight)
         quantized_here = precision.bits is not None and weight != self.embedding
         in_blocks = isinstance(form, Blocks) and form.serves_lookups
         if isinstance(form, Floats) or (in_blocks and not quantized_here):
@@ -325,6 +358,13 @@ PER_HEAD = frozenset({"Rotary", "RotaryEmbedding", "SimplifiedLayerNormalization
 def _module(weight: str) -> str:
     """The name of the module that owns a weight; its output value carries it, so that a proof can find it."""
     return weight.removesuffix(".weight")
+
+
+def _stacked(name: str, forms: Sequence[Form]) -> Blocks | Channels:
+    """Weights that are alike, one below the other."""
+    if isinstance(forms[0], Channels):
+        return stack_channels(name, [form for form in forms if isinstance(form, Channels)])
+    return stack_blocks(name, [form for form in forms if isinstance(form, Blocks)])
 
 
 def finish(node: ir.Node, result: ir.Value) -> None:

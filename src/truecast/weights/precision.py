@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+DYNAMIC, STATIC = "int8-dynamic", "int8-static"
+INTEGERS = (DYNAMIC, STATIC)
+"""Names of precisions whose products are of integers."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -13,6 +17,8 @@ class Precision:
 
     `own` keeps every weight as the checkpoint has it, quantized ones with their own codes and scales. `as_stored`
     prefers operators that read a float weight as the checkpoint lays it out, [out, in]. `method` names the quantizer.
+    `channels` makes products of integers, with codes in -top..top and one scale per output; their inputs are rounded by
+    the range of each run, or, `static`, by one that calibration found.
     """
 
     name: str
@@ -23,6 +29,9 @@ class Precision:
     as_stored: bool = False
     own: bool = False
     method: str = "rtn"
+    channels: bool = False
+    static: bool = False
+    top: int = 127
 
     @property
     def accuracy_level(self) -> int:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from truecast.errors import InputError
-from truecast.weights.precision import Precision
+from truecast.weights.precision import INTEGERS, Precision
 
-KEPT = ("as-is", "fp32", "int8", "int4")
+KEPT = ("as-is", "fp32", "int8", "int4", *INTEGERS)
 """Precisions that a rule may give."""
 BASE = "model."
 """What the names of most models begin with; patterns may leave it out."""

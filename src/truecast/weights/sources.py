@@ -15,9 +15,11 @@ from truecast.errors import InputError
 NEVER_PARAMETERS = (
     (re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$"), "a rotary table, made anew from config.json"),
     (re.compile(r"\.attn\.(bias|masked_bias)$|\.attention\.(bias|masked_bias)$"), "a causal mask kept as a buffer"),
+    (re.compile(r"(^|\.)embeddings\.position_ids$"), "the numbers of the positions, made anew"),
 )
 """Tensors that older versions of transformers saved although they are no weights."""
 
+UNNEEDED = "no output of the graph depends on it"
 COMPARED_AT_ONCE = 1 << 24
 """Values of a tied weight and its copy that are compared at once."""
 NAMED_AT_MOST = 5
@@ -33,12 +35,16 @@ class Sources:
         parameters: every parameter and persistent buffer of the model, with its shape.
         tied: parameters that share another one's weight.
         rename: from a name in the checkpoint to the model's.
+        beyond: why the checkpoint may hold tensors that are no parameters; None where it may not.
+        partial: whether the graph may leave parameters out that no output depends on.
     """
 
     checkpoint: Checkpoint
     parameters: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
     rename: Callable[[str], str]
+    beyond: str | None = None
+    partial: bool = False
     used: set[str] = field(default_factory=set)
     _stored: dict[str, str] = field(init=False)
 
@@ -48,6 +54,11 @@ class Sources:
     def name_of(self, parameter: str) -> str | None:
         """The checkpoint's name for a parameter, or None when it holds no such tensor."""
         return self._stored.get(parameter)
+
+    def is_there(self, parameter: str) -> bool:
+        """Whether the checkpoint holds a parameter, under its own name or one that it is tied to."""
+        names = [parameter, self.tied.get(parameter), *(k for k, v in self.tied.items() if v == parameter)]
+        return any(name is not None and self.name_of(name) is not None for name in names)
 
     def __getitem__(self, parameter: str) -> StoredTensor:
         """The stored tensor of a parameter, tied ones resolved; raises InputError when missing or of another shape."""
@@ -94,7 +105,10 @@ class Sources:
         if (target := self.tied.get(self.rename(name))) is not None:
             self._require_same(name, target)
             return f"tied to {target}"
-        return next((reason for pattern, reason in NEVER_PARAMETERS if pattern.search(name)), None)
+        if self.partial and self.rename(name) in self.parameters:
+            return UNNEEDED
+        never = (reason for pattern, reason in NEVER_PARAMETERS if pattern.search(name))
+        return next(never, self.beyond)
 
     def _require_same(self, name: str, target: str) -> None:
         """A second copy of a tied weight may be left out; a weight of its own may not (transformers unties the two)."""

@@ -137,8 +137,12 @@ def _nothing_found(folder: Path, method: str | None, schemes: Sequence[Scheme]) 
 
 
 def _require_float(tensor: StoredTensor, method: str | None) -> None:
-    """A matrix of integers or of 8-bit floats that no scheme took is no weight that can be used as it is."""
-    if len(tensor.shape) in (2, 3) and (tensor.dtype.kind in "iub" or tensor.dtype.itemsize < 2):
+    """A matrix of integers or of 8-bit floats that no scheme took is no weight that can be used as it is.
+
+    Nobody keeps codes in 64 bits: such integers are positions or counts.
+    """
+    coded = (tensor.dtype.kind in "iub" and tensor.dtype.itemsize < 8) or tensor.dtype.itemsize < 2
+    if len(tensor.shape) in (2, 3) and coded:
         raise InputError(
             f"{tensor.name} in {tensor.location.path} is stored as {tensor.stored_as}, and nothing beside it says what "
             f"its codes mean (quant_method {method}); give a checkpoint with all of its tensors."

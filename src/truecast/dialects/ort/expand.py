@@ -17,7 +17,7 @@ MASKED = {ir.DataType.FLOAT: 1e30, ir.DataType.FLOAT16: 3e4}
 def expand(model: ir.Model) -> None:
     """Replaces every abstract operator except those that name a weight."""
     tables: dict[tuple[ir.Value, bool], ir.Value] = {}
-    rows: dict[str, ir.Value] = {}
+    rows: dict[ir.Value, ir.Value] = {}
     for node in list(model.graph):
         if node.op_type == "Contract":
             _contract(node)
@@ -58,7 +58,7 @@ def _contract(node: ir.Node) -> None:
 
 
 def _rotary(
-    node: ir.Node, graph: ir.Graph, tables: dict[tuple[ir.Value, bool], ir.Value], rows: dict[str, ir.Value]
+    node: ir.Node, graph: ir.Graph, tables: dict[tuple[ir.Value, bool], ir.Value], rows: dict[ir.Value, ir.Value]
 ) -> None:
     """The operator looks rows up in a table; ours has one row per token of this step, numbered in order."""
     write, (states, cos, sin) = NodeWriter(node), node.inputs
@@ -67,18 +67,43 @@ def _rotary(
     for table in (cos, sin):
         if (table, repeated) not in tables:
             tables[table, repeated] = _table(write, table, repeated)
-    if "rows" not in rows:
-        positions = next(value for value in graph.inputs if value.name == "input_ids")
-        count = write.op("Size", [positions])
-        numbers = write.op("Range", [write.scalar(0, ir.DataType.INT64), count, write.scalar(1, ir.DataType.INT64)])
-        rows["rows"] = write.op("Reshape", [numbers, write.op("Shape", [positions])], name="token_rows")
+    if cos not in rows:
+        rows[cos] = _rows(write, cos)
+    numbers = _spread(write, rows[cos], states) if _batch(cos) != _batch(states) else rows[cos]
     attributes = {
         "interleaved": node.attributes["interleaved"].as_int(),
         "num_heads": node.attributes["num_heads"].as_int(),
         "rotary_embedding_dim": node.attributes["rotary_embedding_dim"].as_int(),
     }
-    inputs = [states, rows["rows"], tables[cos, repeated], tables[sin, repeated]]
+    inputs = [states, numbers, tables[cos, repeated], tables[sin, repeated]]
     _take_over(node, [write.op("RotaryEmbedding", inputs, attributes, domain=CONTRIB)])
+
+
+def _rows(write: NodeWriter, cos: ir.Value) -> ir.Value:
+    """The numbers of the tables' rows, int64 of the shape that cos has without its last axis."""
+    shape = write.op("Shape", [cos], {"start": 0, "end": 2})
+    count = write.op("ReduceProd", [shape], {"keepdims": 0})
+    numbers = write.op("Range", [write.scalar(0, ir.DataType.INT64), count, write.scalar(1, ir.DataType.INT64)])
+    return write.op("Reshape", [numbers, shape], name=_row_name(write))
+
+
+def _row_name(write: NodeWriter) -> str | None:
+    """A name for the first row numbers of a graph; others are named by where they are."""
+    taken = any(value.name == "token_rows" for node in write.graph for value in node.outputs)
+    return None if taken else "token_rows"
+
+
+def _spread(write: NodeWriter, rows: ir.Value, states: ir.Value | None) -> ir.Value:
+    """Row numbers of one row of tokens for every row of `states`: the operator does not repeat them by itself."""
+    assert states is not None
+    return write.op("Expand", [rows, write.op("Shape", [states], {"start": 0, "end": 2})])
+
+
+def _batch(value: ir.Value | None) -> object:
+    """The size of the first axis, a number or a symbol."""
+    assert value is not None and value.shape is not None
+    size = value.shape[0]
+    return size if isinstance(size, int) else size.value
 
 
 def _table(write: NodeWriter, table: ir.Value, repeated: bool) -> ir.Value:

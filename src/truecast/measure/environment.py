@@ -1,4 +1,4 @@
-"""Where a proof ran: versions of the libraries and features of the processor, without which no number means much."""
+"""Where numbers come from: versions of the libraries and features of the processor, without which they mean little."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from truecast.proof.environment import environment, processor
+from truecast.measure.environment import environment, processor
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx avx2 fma avx512_vnni sse\n\nprocessor\t: 1\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n"

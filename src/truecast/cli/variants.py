@@ -1,0 +1,56 @@
+"""Progress of a study on a terminal, on standard error: a line per variant; silent when the output goes elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from truecast.study.local import Event, Watch
+    from truecast.study.results import Row
+
+
+class Board:
+    """One line per variant: what happens to it, then its speed or the reason why it has none."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self._lines: dict[str, TaskID] = {}
+
+    def __call__(self, name: str, event: Event, row: Row | None) -> None:
+        """Shows what happens to a variant."""
+        if name not in self._lines:
+            self._lines[name] = self._display.add_task(name, start=False, total=1, text="")
+        line = self._lines[name]
+        if event in ("exporting", "measuring"):
+            self._display.start_task(line)
+        self._display.update(line, text=outcome(row) if row is not None else event)
+        if row is not None:
+            self._display.update(line, completed=1)
+            self._display.stop_task(line)
+
+
+def outcome(row: Row) -> str:
+    """What a finished variant is told by: its latency in the first cell, or why it failed."""
+    if not row.measured:
+        return row.reason
+    cell = row.cells[0]
+    return f"{cell.p50:#.3g} ms at batch {cell.batch} of {cell.length} tokens"
+
+
+@contextmanager
+def board(title: str) -> Iterator[Watch | None]:
+    """A display under `title`, or None when standard output or standard error is no terminal."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        yield None
+        return
+    console = Console(stderr=True)
+    console.print(title, markup=False, highlight=False)
+    name, text = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[text]"))
+    with Progress(SpinnerColumn(finished_text=" "), name, TimeElapsedColumn(), text, console=console) as display:
+        yield Board(display)

@@ -1,0 +1,123 @@
+"""Export of encoders and other modules without a cache: the four moves, on `AuthorModule` in place of a decoder.
+
+Data flow: what the user names → the author's module and its checkpoint (`trace.opening`) → graph → weights packed and
+written as for decoders → proven on a grid over every free axis → published, or kept as OUT.rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+
+from truecast.artifact import GRAPH_NAME, Manifest, require_free, sha256_of
+from truecast.checkpoint.memory import STATE, state_digest
+from truecast.checkpoint.model import Checkpoint
+from truecast.describing import described_module, with_decoded, with_entries
+from truecast.dialects import dialect
+from truecast.dialects.ort.expand import expand
+from truecast.exporting import Progress, published, rule_chooser, with_files, write, write_side_files
+from truecast.requesting import Request
+from truecast.targets import find_target
+from truecast.trace.interface import forget_inner_shapes
+from truecast.trace.module import ModuleTrace, trace_module
+from truecast.trace.naming import canonical
+from truecast.trace.opening import ModuleSource, open_author
+from truecast.trace.outputs import drop_outputs
+from truecast.weights.emitters import EMITTERS
+from truecast.weights.packing import Packer
+from truecast.weights.sources import Sources
+
+DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16}
+"""What a graph computes in; float32 for every other precision."""
+__all__ = ["ModuleSource", "export_module"]
+
+OTHER_TASK = "of another task's head, which this one leaves out"
+
+
+@dataclass(frozen=True)
+class _Cast:
+    """A graph on disk whose proof is still to come."""
+
+    manifest: Manifest
+    checkpoint: Checkpoint
+
+
+def export_module(
+    source: ModuleSource,
+    out: Path | str,
+    request: Request,
+    *,
+    verify: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Casts the module that `source` names into the folder `out`; returns the folder.
+
+    Raises:
+        InputError: the input cannot be used; nothing was written.
+        ProofError: the result is not the same model; it is kept as OUT.rejected with its certificate.
+    """
+    out = Path(out)
+    request.check_module()
+    require_free(out, force)
+    report = progress or (lambda stage, done, total: None)
+
+    def make(staging: Path) -> Manifest:
+        cast = _cast(source, staging, request, report)
+        if not verify:
+            return cast.manifest
+        from truecast.proof.modules import prove_module
+
+        certificate = prove_module(staging, source, cast.manifest, progress=report)
+        return cast.manifest.model_copy(update={"certificate": certificate})
+
+    return published(out, make)
+
+
+def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress) -> _Cast:
+    """Reads, traces and binds into `folder`."""
+    target = find_target(request.target)
+    report("trace", 0, 1)
+    author, checkpoint = open_author(source, DTYPES.get(request.precision, torch.float32))
+    trace = trace_module(author, dialect(target.dialect, request.opset))
+    report("trace", 1, 1)
+    beyond = OTHER_TASK if author.mode is not None and source.task is not None else None
+    sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename, beyond, partial=True)
+    dropped = drop_outputs(trace.model, sources.is_there)
+    packer = _bind(trace, sources, request, target.dialect)
+    weights = write(trace.model, packer, folder, request, report)
+    ir.save(trace.model, folder / GRAPH_NAME)
+    hashes = {path.name: sha256_of(path) for path in checkpoint.files}
+    if not hashes:
+        hashes = {STATE: state_digest(checkpoint)}
+    ignored = {**checkpoint.ignored, **sources.unused()}
+    manifest = described_module(checkpoint, target, request, trace, author, source.factory, weights, ignored, hashes)
+    manifest = with_entries(with_decoded(manifest, packer.decoded), packer.session_entries)
+    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped]})
+    write_side_files(checkpoint, target, manifest, folder)
+    return _Cast(with_files(manifest, folder), checkpoint)
+
+
+def _bind(trace: ModuleTrace, sources: Sources, request: Request, dialect_name: str) -> Packer:
+    """Turns abstract operators into the target's, and binds every initializer."""
+    model = trace.model
+    for name, buffer in trace.buffers.items():
+        if name in model.graph.initializers:
+            model.graph.initializers[name].const_value = ir.tensor(buffer.numpy(), name=name)
+    if dialect(dialect_name).contrib:
+        expand(model)
+    RemoveUnusedNodesPass()(model)
+    forget_inner_shapes(model.graph)
+    emitter = EMITTERS[dialect_name]
+    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter)
+    packer.choose = rule_chooser(packer, request)
+    packer.pack()
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedOpsetsPass()(model)
+    canonical(model)
+    return packer

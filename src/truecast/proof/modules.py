@@ -1,0 +1,281 @@
+"""The proof of a module without a cache: as it lies, then run against the author's on a grid over its free axes.
+
+Data flow: graph and weights are checked as they lie → the author's module takes the checkpoint's weights, then those
+that the artifact holds → outputs at every point, in every way of running the graph → `Certificate`.
+
+The tight rule is that of decoders: |y - r| ≤ max(8·|r32 - r64|, 1e-4·max|r|) for every output. Quantized weights are
+compared tightly with the author's module carrying the very weights that the artifact holds, products exact; what int8
+activations and the format cost is measured as the cosine of outputs, and gated against catastrophe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from truecast.artifact import Certificate, Check, Manifest, Status
+from truecast.errors import InputError
+from truecast.measure.environment import environment
+from truecast.proof.held import HeldWeight, held_weights, load_graph
+from truecast.proof.module_points import ModulePoint, module_points
+from truecast.proof.module_static import module_graph_checks
+from truecast.proof.operators import Array
+from truecast.proof.parity import NOISE_FACTOR, RELATIVE, half_limit
+from truecast.proof.quality import Noise, signal_to_noise
+from truecast.proof.reference import Reference
+from truecast.proof.sessions import RUN_ERRORS, open_module
+from truecast.proof.static import kernel_check
+from truecast.proof.tally import Worst, broken, check
+from truecast.proof.weights import accounting_checks, hash_check, value_check
+from truecast.runtime.processors import default_threads
+from truecast.trace.author import AuthorModule
+from truecast.trace.opening import ModuleSource, open_author
+
+TIER = "parity"
+ACTIVATION_COSINE, FORMAT_COSINE = 0.99, 0.9
+"""Least cosine of an output with the reference's, the mean over the grid. Activations: what embeddings are commonly
+held to for retrieval. Format: against catastrophe only, since random tokens move an encoder further than text does."""
+SMALL_MODEL = 10_000_000
+"""Weights below which one thread of torch is the fastest."""
+FORMAT_NAME, ACTIVATION_NAME = "price of the format", "price of the activations"
+
+Progress = Callable[[str, int, int], None]
+Outputs = Mapping[str, Array]
+
+
+@dataclass
+class _Way:
+    """One way of running the graph, and what has been measured of it.
+
+    `tight` follows the tight rule; others have `limit`, in parts of the largest value (None: only their cosines count).
+    """
+
+    name: str
+    session: ort.InferenceSession
+    tight: bool
+    limit: float | None = None
+    worst: dict[str, Worst] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    cosines: dict[str, list[Array]] = field(default_factory=dict)
+    format_cosines: dict[str, list[Array]] = field(default_factory=dict)
+
+
+def prove_module(
+    folder: Path,
+    source: ModuleSource,
+    manifest: Manifest,
+    *,
+    progress: Progress | None = None,
+) -> Certificate:
+    """Compares the artifact in `folder` with the module that `source` names; a failed check is in the certificate.
+
+    Raises InputError when the graph file or the source cannot be used at all.
+    """
+    report = progress or (lambda stage, done, total: None)
+    author, checkpoint = open_author(source)
+    model = load_graph(folder, manifest.graph.file)
+    reference = Reference.of_module(author, checkpoint)
+    weights = held_weights(model, manifest.weights, reference.sources)
+    with _threads(reference):
+        checks = _static(folder, model, manifest, author, reference, weights, report)
+        if not next(check for check in checks if check.name == "kernels").passed:
+            return _certificate(checks, [], {})
+        quantized = any(weight.quantization is not None for weight in weights.values())
+        noise = signal_to_noise(reference, weights, reference.sources) if quantized else {}
+        run, notes = _run(folder, manifest, author, reference, weights, report)
+    return _certificate([*checks, *run], notes, noise)
+
+
+def _certificate(checks: Sequence[Check], notes: Sequence[str], noise: Noise) -> Certificate:
+    status = Status.PROVEN if all(check.passed for check in checks) else Status.FAILED
+    return Certificate(
+        status=status, environment=environment(), checks=list(checks), notes=list(notes), signal_to_noise=noise
+    )
+
+
+def _static(
+    folder: Path,
+    model: ir.Model,
+    manifest: Manifest,
+    author: AuthorModule,
+    reference: Reference,
+    weights: Mapping[str, HeldWeight],
+    report: Progress,
+) -> list[Check]:
+    values, _ = value_check(reference, weights, lambda done, total: report("check weights", done, total))
+    return [
+        *module_graph_checks(model, manifest, author),
+        kernel_check(folder, model, manifest.graph.file),
+        *accounting_checks(model, manifest, reference, weights),
+        hash_check(model, manifest),
+        values,
+    ]
+
+
+class _threads:  # noqa: N801 - a context manager
+    """torch's threads while a module is proven: one for a small module."""
+
+    def __init__(self, reference: Reference) -> None:
+        size = sum(parameter.numel() for parameter in reference.parameters.values())
+        self.count, self.before = (1 if size < SMALL_MODEL else default_threads()), torch.get_num_threads()
+
+    def __enter__(self) -> None:
+        torch.set_num_threads(self.count)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_num_threads(self.before)
+
+
+def _run(
+    folder: Path,
+    manifest: Manifest,
+    author: AuthorModule,
+    reference: Reference,
+    weights: Mapping[str, HeldWeight],
+    report: Progress,
+) -> tuple[list[Check], list[str]]:
+    points, refused = _taken(author, reference)
+    keeps = all(weight.quantization is None or weight.own for weight in weights.values())
+    keeps = keeps and manifest.precision != "fp16"
+    original = [] if keeps else [_author(author, reference, point) for point in points]
+    if not keeps:
+        reference.load_held(weights)
+    try:
+        ways = _ways(folder, manifest, weights, keeps)
+    except InputError as error:
+        return [broken(TIER, "the runtime opens the graph", str(error))], refused
+    for index, point in enumerate(points):
+        want = _author(author, reference, point)
+        for way in ways:
+            _compare(way, author, reference, point, want, original[index] if original else None)
+        report("compare", index + 1, len(points))
+    against = "the original" if keeps else "the original with these weights"
+    checks = [c for way in ways for c in _way_checks(way, against)]
+    if not ways[-1].tight and ways[-1].limit is None:
+        checks += _cosine_checks(ACTIVATION_NAME, ways[-1].cosines, ACTIVATION_COSINE)
+    if not keeps:
+        checks += _cosine_checks(FORMAT_NAME, ways[-1].format_cosines, FORMAT_COSINE)
+    return checks, refused
+
+
+def _ways(folder: Path, manifest: Manifest, weights: Mapping[str, HeldWeight], keeps: bool) -> list[_Way]:
+    info = manifest.graph
+    if any(weight.quantization is not None for weight in weights.values()):
+        exact = _Way("exact products", open_module(folder, info, exact=True), True)
+        return [exact, _Way("as shipped", open_module(folder, info), False)]
+    limit = half_limit(sum(info.lowered.values())) if not keeps else None
+    shipped = _Way("as shipped", open_module(folder, info), keeps, limit)
+    plain = _Way("without optimization", open_module(folder, info, optimize=False), keeps, limit)
+    return [plain, shipped] if keeps else [shipped]
+
+
+def _taken(author: AuthorModule, reference: Reference) -> tuple[list[ModulePoint], list[str]]:
+    """The points that the author's module takes, its checkpoint's weights loaded, and a note for the others."""
+    reference.load_checkpoint()
+    points, refused = [], []
+    for point in module_points(author):
+        try:
+            reference.outputs(author, point.tensors)
+        except (RuntimeError, IndexError, ValueError) as error:
+            refused.append(f"The module itself does not take {point.name}: {str(error).splitlines()[0]}.")
+        else:
+            points.append(point)
+    if not points:
+        raise InputError(f"The module takes no point of the grid: {refused[0]}")
+    return points, refused
+
+
+def _author(author: AuthorModule, reference: Reference, point: ModulePoint) -> Outputs:
+    return reference.outputs(author, point.tensors)
+
+
+def _compare(
+    way: _Way, author: AuthorModule, reference: Reference, point: ModulePoint, want: Outputs, original: Outputs | None
+) -> None:
+    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(author.inputs, point.tensors, strict=True)}
+    taken = {value.name for value in way.session.get_inputs()}
+    names = [value.name for value in way.session.get_outputs()]
+    try:
+        got = way.session.run(None, _as_declared(way.session, {n: a for n, a in feeds.items() if n in taken}))
+    except RUN_ERRORS as error:
+        way.faults.append(f"{point.name}: {str(error).strip().splitlines()[0]}")
+        return
+    for name, value in zip(names, got, strict=True):
+        expected = want[name]
+        if value.shape != expected.shape:
+            way.faults.append(f"{point.name}: {name} has the shape {value.shape} instead of {expected.shape}")
+            continue
+        _take(way, author, reference, point, name, np.asarray(value), expected)
+        if original is not None:
+            way.format_cosines.setdefault(name, []).append(_cosines(np.asarray(value), original[name]))
+
+
+def _as_declared(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Floats in the dtype that the graph declares."""
+    halves = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
+    return {name: array.astype(np.float16) if name in halves else array for name, array in feeds.items()}
+
+
+def _take(
+    way: _Way, author: AuthorModule, reference: Reference, point: ModulePoint, name: str, got: Array, want: Array
+) -> None:
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    odd = ~np.isfinite(want)
+    if not np.array_equal(got[odd], want[odd], equal_nan=False) or not np.isfinite(got[~odd]).all():
+        way.faults.append(f"{point.name}: {name} has NaN or infinity where the author's has none")
+        return
+    if not got[~odd].size:
+        return
+    error, scale = float(np.abs(got[~odd] - want[~odd]).max()), float(np.abs(want[~odd]).max()) or 1.0
+    limit = way.limit if way.limit is not None else RELATIVE
+    if way.tight and not error <= RELATIVE * scale:
+        noise = np.abs(_in_float64(author, reference, point)[name].astype(np.float64) - want)[~odd].max()
+        limit = max(RELATIVE, NOISE_FACTOR * float(noise) / scale)
+    way.worst.setdefault(name, Worst()).add(error / scale, limit, point.name)
+    if not way.tight:
+        way.cosines.setdefault(name, []).append(_cosines(got, want))
+
+
+def _in_float64(author: AuthorModule, reference: Reference, point: ModulePoint) -> Outputs:
+    wide = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in point.tensors)
+    with reference.in_float64():
+        return reference.outputs(author, wide)
+
+
+def _cosines(got: Array, want: Array) -> Array:
+    """Cosine of every vector of the last axis; float64, flat. Of two zero vectors it is 1."""
+    wide = max(1, want.shape[-1]) if want.ndim else 1
+    y, r = (x.astype(np.float64).reshape(-1, wide) for x in (got, want))
+    keep = np.isfinite(r).all(1)
+    lengths = np.linalg.norm(y[keep], axis=1) * np.linalg.norm(r[keep], axis=1)
+    products = (y[keep] * r[keep]).sum(1)
+    result: Array = np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1), (products == 0) * 1.0)
+    return result
+
+
+def _way_checks(way: _Way, against: str) -> Iterator[Check]:
+    if way.faults:
+        more = f" and {len(way.faults) - 1} more" if len(way.faults) > 1 else ""
+        yield broken(TIER, f"{way.name} runs", f"{way.faults[0]}{more}")
+    if not way.tight and way.limit is None:
+        return
+    for name, worst in sorted(way.worst.items()):
+        detail = f"worst at {worst.where}; {worst.count} points compared"
+        title = f"{way.name} against {against}, {name}"
+        yield check(TIER, title, worst.value, worst.limit, "of the largest value", detail)
+
+
+def _cosine_checks(what: str, cosines: Mapping[str, Sequence[Array]], limit: float) -> Iterator[Check]:
+    if not cosines:
+        yield broken(TIER, f"{what}, cosine", "nothing could be measured")
+    for name, parts in sorted(cosines.items()):
+        values = np.concatenate(parts)
+        detail = f"{len(values)} vectors, the least {values.min():.5f}" if len(values) else "no vectors"
+        mean = float(values.mean()) if len(values) else float("nan")
+        yield check(TIER, f"{what}, mean cosine of {name}", mean, limit, "", detail, at_least=True)

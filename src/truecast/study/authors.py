@@ -1,0 +1,86 @@
+"""The author's model in PyTorch with its weights, as it is served without ONNX: with transformers' own attention.
+
+Data flow: the plan's folder → for a task of Hugging Face its class from `from_pretrained`, with the pooling of a
+sentence-transformers folder behind it; with `module`, whatever that function builds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truecast.checkpoint import open_checkpoint
+from truecast.checkpoint.tasks import SENTENCES, require_task, task_of
+from truecast.errors import InputError
+from truecast.study.plan import Model
+from truecast.trace.author import outputs_of
+from truecast.trace.pooling import Finish, read_pooling
+from truecast.trace.tasks import CLASSES
+
+
+class Author(nn.Module):
+    """A module in evaluation mode that gives its outputs by name; `finish` makes them of what forward() gives."""
+
+    def __init__(self, module: nn.Module, finish: Finish | None = None) -> None:
+        super().__init__()
+        self.module, self.finish = module.eval(), finish
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names that forward() takes."""
+        return tuple(inspect.signature(self.module.forward).parameters)
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        outputs = outputs_of(self.module(**inputs))
+        return outputs if self.finish is None else self.finish(outputs, inputs)
+
+
+def build_author(model: Model, dtype: torch.dtype) -> Author:
+    """The plan's model with its weights in `dtype`; raises InputError when it cannot be built."""
+    if model.module is not None:
+        return Author(_factory(model.module)(model.source).to(dtype))
+    checkpoint = open_checkpoint(model.source)
+    task = require_task(model.task) if model.task is not None else task_of(checkpoint)
+    if task not in CLASSES:
+        raise InputError(f"{model.source} is made for {task}, which a study cannot measure; name another task.")
+    try:
+        loaded = CLASSES[task].from_pretrained(model.source, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"transformers cannot load {model.source} for {task}: {str(error).splitlines()[0]}") from error
+    return Author(loaded, read_pooling(checkpoint) if task == SENTENCES else None)
+
+
+def factory_name(module: str) -> str:
+    """The importable name of a plan's `module`; the folder of a file becomes part of the path for imports."""
+    place, _, function = module.rpartition(":")
+    if not place.endswith(".py"):
+        return module
+    file = Path(place)
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    return f"{file.stem}:{function}"
+
+
+def _factory(module: str) -> Any:
+    """The function, which must give a module (what it may give besides is for the export)."""
+    place, _, name = factory_name(module).rpartition(":")
+    try:
+        function = getattr(importlib.import_module(place), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"model.module {module}: {error}; correct the name.") from error
+
+    def build(source: Path) -> nn.Module:
+        made = function(source)
+        built = made[0] if isinstance(made, tuple) else made
+        if not isinstance(built, nn.Module):
+            raise InputError(f"model.module {module} gives {type(built).__name__}, not a torch.nn.Module.")
+        return built
+
+    return build

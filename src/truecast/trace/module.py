@@ -1,0 +1,219 @@
+"""The trace of a module that keeps no cache: encoders, classifiers, anything with tensors in and tensors out.
+
+Data flow: `AuthorModule` → examples of sizes that stay apart from 1 → torch.export with lowered leaves → a look at
+which axes stayed free, and how far → ONNX graph with abstract operators whose axes carry the names asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import InlinePass
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from transformers import PreTrainedModel
+
+from truecast.dialects.model import Dialect
+from truecast.errors import InputError
+from truecast.trace.author import UNBOUNDED, AuthorModule, Axis, InputSpec, try_call
+from truecast.trace.capture import forget_weights, to_onnx
+from truecast.trace.cleanup import clean
+from truecast.trace.leaves import lowered_leaves
+from truecast.trace.rotary import rotary_seam
+from truecast.trace.skeleton import checkpoint_renamer, real_buffers, tied_names
+from truecast.trace.traced import Traced
+
+WRAPPER = "author."
+"""Prefix of every parameter's name inside the traced module."""
+LEAST = 2
+"""Least size of an axis during the trace: torch.export takes a size of 1 for a constant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleTrace(Traced):
+    """A traced module; `axes` are its free axes by name."""
+
+    axes: Mapping[str, Axis]
+
+
+class _Call(nn.Module):
+    """The author's call as a graph sees it: tensors in, tensors out, flat."""
+
+    def __init__(self, author: AuthorModule, note: Callable[[list[str]], None]) -> None:
+        super().__init__()
+        self.author, self.call, self.note = author.module, author, note
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        outputs = self.call(tensors)
+        self.note(list(outputs))
+        return list(outputs.values())
+
+
+def trace_module(author: AuthorModule, dialect: Dialect) -> ModuleTrace:
+    """Traces a module for `dialect`.
+
+    Raises:
+        InputError: it does not take the examples, its code cannot be traced, or an axis cannot be as free as asked.
+    """
+    noted: list[list[str]] = []
+    with author.mode or nullcontext():
+        examples = roomy(author.inputs)
+        try_call(author, examples)
+    with ExitStack() as stack:
+        rotary = stack.enter_context(rotary_seam(author.module, dialect.rotary))
+        counts = stack.enter_context(lowered_leaves(author.module, dialect))
+        step = _Call(author, noted.append).eval()
+        with author.mode or nullcontext():
+            program = _export(step, author, examples)
+        graph = to_onnx(program, [spec.name for spec in author.inputs], noted[-1], dialect.opset)
+        counts = Counter(counts)
+    forget_weights(graph, step, WRAPPER)
+    InlinePass()(graph)
+    clean(graph)
+    _name_axes(graph, author)
+    if any(seam.calls for seam in rotary):
+        counts["rotary"] = sum(node.op_type == "Rotary" for node in graph.graph)
+    return _traced(author, graph, counts)
+
+
+def roomy(inputs: Sequence[InputSpec]) -> list[Tensor]:
+    """The examples, repeated along free axes of size 1 so that their size is no constant."""
+    grown = []
+    for spec in inputs:
+        example = spec.example
+        for index, axis in spec.axes.items():
+            if axis.high == 1:
+                raise InputError(f"The axis {axis} of {spec.name} has one size only; leave it out.")
+            if example.shape[index] < LEAST:
+                example = example.repeat_interleave(LEAST, index)
+        grown.append(example)
+    return grown
+
+
+def _export(step: nn.Module, author: AuthorModule, examples: Sequence[Tensor]) -> ExportedProgram:
+    shapes = tuple(dict.fromkeys(spec.axes, Dim.AUTO) or None for spec in author.inputs)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(step, tuple(examples), dynamic_shapes=(shapes,), strict=False)
+    except Exception as error:  # torch.export raises of many kinds
+        raise InputError(f"{type(author.module).__name__} cannot be traced: {_reason(error)}.") from error
+    _require_ranges(program, author)
+    return program
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _inputs_of(program: ExportedProgram) -> list[Any]:
+    names = set(program.graph_signature.user_inputs)
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def _require_ranges(program: ExportedProgram, author: AuthorModule) -> None:
+    """Every axis must be free over the sizes asked for: torch.export narrows a range where the code takes branches."""
+    limits = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
+    for spec, node in zip(author.inputs, _inputs_of(program), strict=True):
+        for index, axis in spec.axes.items():
+            size = str(node.meta["val"].shape[index])
+            where = f"axis {index} of {spec.name} ({axis.name})"
+            if size.isdigit():
+                raise InputError(
+                    f"The model fixes {where} at {size}; it cannot be cast with that axis free. "
+                    "Say which axes are free with `dynamic` (--dynamic)."
+                )
+            if size not in limits:
+                raise InputError(f"The model takes only sizes of the form {size} for {where}; leave it fixed.")
+            low, high = int(limits[size].lower), min(limits[size].upper, UNBOUNDED)
+            if low > max(axis.low, LEAST) or high < (axis.high or UNBOUNDED):
+                end = "" if high >= UNBOUNDED else str(int(high))
+                raise InputError(
+                    f"The model does something else beyond the sizes {low}..{end} of {where}; "
+                    f"ask for these, as {axis.name}={low}..{end}, or change its code."
+                )
+
+
+def _name_axes(graph: ir.Model, author: AuthorModule) -> None:
+    """The names asked for in place of the trace's symbols, in inputs and outputs."""
+    names: dict[str, str] = {}
+    for spec, value in zip(author.inputs, graph.graph.inputs, strict=True):
+        assert value.shape is not None
+        for index, axis in spec.axes.items():
+            names[str(_symbol(value.shape[index]))] = axis.name
+    for value in (*graph.graph.inputs, *graph.graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(_renamed(value.shape, names))
+
+
+def _symbol(dim: Any) -> Any:
+    return dim if isinstance(dim, int) else dim.value
+
+
+def _renamed(shape: ir.Shape, names: Mapping[str, str]) -> Iterator[int | str | None]:
+    for dim in shape:
+        size = _symbol(dim)
+        yield size if not isinstance(size, str) else re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), size)
+
+
+def _traced(author: AuthorModule, graph: ir.Model, counts: Counter[str]) -> ModuleTrace:
+    module = author.module
+    parameters = {name: tuple(p.shape) for name, p in module.named_parameters(remove_duplicate=False)}
+    persistent = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    names = {id(part): name for name, part in module.named_modules()}
+    missing = [
+        name
+        for name, value in graph.graph.initializers.items()
+        if value.const_value is None and name not in parameters and name not in persistent
+    ]
+    embedding, head = _tables(module) if isinstance(module, PreTrainedModel) else (None, None)
+    buffers: dict[str, Tensor] = {name: module.get_buffer(name) for name in missing}
+    tied = shared_names(module)
+    rename: Callable[[str], str] = _same
+    if author.mode is not None:  # names and buffers are as transformers has them when it loads a checkpoint
+        assert isinstance(module, PreTrainedModel)
+        buffers = dict(real_buffers(module, missing))
+        tied, rename = tied_names(module), checkpoint_renamer(module)
+    return ModuleTrace(
+        model=graph,
+        buffers=buffers,
+        parameters={**parameters, **persistent},
+        tied=tied,
+        embedding=f"{names[id(embedding)]}.weight" if embedding is not None else "",
+        head=f"{names[id(head)]}.weight" if head is not None else "",
+        rename=rename,
+        lowered=counts,
+        axes=author.axes,
+    )
+
+
+def _same(name: str) -> str:
+    return name
+
+
+def _tables(module: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
+    """The embedding of the tokens and the head that gives logits of tokens, where there are any."""
+    try:
+        embedding: Any = module.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None, None
+    head: Any = module.get_output_embeddings()  # type: ignore[no-untyped-call]
+    known = isinstance(embedding, nn.Embedding)
+    return (embedding if known else None), (head if known and isinstance(head, nn.Linear) else None)
+
+
+def shared_names(module: nn.Module) -> dict[str, str]:
+    """Parameters that are one tensor: each further name → the first."""
+    first: dict[int, str] = {}
+    shared = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            shared[name] = first[id(parameter)]
+    return shared

@@ -1,0 +1,154 @@
+"""From what a user names to the author's module and its weights as a checkpoint.
+
+Data flow: a Hugging Face folder and a task → the model under fake tensors, its weights unread in the folder; a factory
+on the import path, or a module in memory → the module itself, its state as a checkpoint in memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truecast.checkpoint import open_checkpoint
+from truecast.checkpoint.folder import CONFIG_NAME, read_config, side_files
+from truecast.checkpoint.memory import memory_checkpoint
+from truecast.checkpoint.model import Array, Checkpoint
+from truecast.checkpoint.tasks import GENERATION, require_task, task_of
+from truecast.errors import InputError
+from truecast.trace.author import AuthorModule, Dynamic, in_memory
+from truecast.trace.skeleton import fake_tensors
+from truecast.trace.tasks import author_of, text_inputs
+
+MODULE = "module"
+"""The task of a module that is none of Hugging Face's."""
+
+
+@dataclass(frozen=True)
+class ModuleSource:
+    """What a user names.
+
+    `path` is a folder, or what a factory is called with; `module` is one in memory. `factory` is "package.file:name" of
+    a function that takes the path and gives a module, or (module, example inputs), or these and the free axes.
+    """
+
+    path: Path | None = None
+    module: nn.Module | None = None
+    task: str | None = None
+    factory: str | None = None
+    example_inputs: Any = None
+    dynamic: Dynamic | None = None
+    trust_remote_code: bool = False
+
+
+def is_module(source: ModuleSource) -> bool:
+    """Whether it is cast as a module rather than as a decoder; raises InputError as opening does."""
+    if source.module is not None or source.factory is not None:
+        return True
+    if source.task is not None:
+        return require_task(source.task) != GENERATION
+    assert source.path is not None
+    return task_of(open_checkpoint(source.path)) != GENERATION
+
+
+def open_author(source: ModuleSource, dtype: torch.dtype = torch.float32) -> tuple[AuthorModule, Checkpoint]:
+    """The author's module in `dtype`, and where its weights are.
+
+    The module of a Hugging Face folder is made of fake tensors (`AuthorModule.mode` is then set); others are whole.
+    """
+    if source.module is not None:
+        if source.example_inputs is None:
+            raise InputError("A module needs example_inputs: one tensor for every input of its forward().")
+        return _real(source, source.module, source.example_inputs, {}, dtype)
+    assert source.path is not None
+    if source.factory is not None:
+        made, examples, dynamic = _made(source)
+        folder = source.path if source.path.is_dir() else None
+        files = side_files(folder) if folder else {}
+        asked = replace(source, dynamic=source.dynamic or dynamic)
+        return _real(asked, made, source.example_inputs or examples, files, dtype)
+    checkpoint = open_checkpoint(source.path)
+    task = require_task(source.task) if source.task is not None else task_of(checkpoint)
+    with fake_tensors() as mode:
+        author = author_of(checkpoint, task, dtype, source.trust_remote_code)
+    return replace(author, mode=mode).with_axes(source.dynamic), checkpoint
+
+
+def _real(
+    source: ModuleSource,
+    module: nn.Module,
+    examples: Any,
+    files: Mapping[str, Callable[[], bytes]],
+    dtype: torch.dtype,
+) -> tuple[AuthorModule, Checkpoint]:
+    origin = source.factory or "a module in memory"
+    config = _config(module, source.path)
+    if examples is None:
+        specs = text_inputs(module, config, files)
+        author = in_memory(module, {spec.name: spec.example for spec in specs}, origin)
+        author = replace(author, inputs=tuple(specs))
+    else:
+        author = in_memory(module, examples, origin)
+    author = author.with_axes(source.dynamic)
+    arrays: dict[str, Array] = {name: _array(tensor) for name, tensor in author.module.state_dict().items()}
+    checkpoint = memory_checkpoint(source.path or Path(origin), arrays, config, files)
+    if dtype is not torch.float32:
+        author = _cast(author, dtype)
+    return replace(author, task=MODULE, config=config), checkpoint
+
+
+def _cast(author: AuthorModule, dtype: torch.dtype) -> AuthorModule:
+    specs = tuple(
+        replace(spec, example=spec.example.to(dtype)) if spec.example.is_floating_point() else spec
+        for spec in author.inputs
+    )
+    return replace(author, module=author.module.to(dtype), inputs=specs)
+
+
+def _config(module: nn.Module, path: Path | None) -> Mapping[str, Any]:
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "to_dict"):
+        found: Mapping[str, Any] = config.to_dict()
+        return found
+    return read_config(path / CONFIG_NAME) if path is not None and (path / CONFIG_NAME).is_file() else {}
+
+
+def _array(tensor: Tensor) -> Array:
+    tensor = tensor.detach().cpu()
+    wide = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+    array: Array = wide.contiguous().numpy()
+    return array
+
+
+def _made(source: ModuleSource) -> tuple[nn.Module, Any, Dynamic | None]:
+    """What the factory gives: module, examples and free axes, the last two None where it gives none."""
+    assert source.factory is not None
+    made = _function(source.factory)(source.path)
+    parts = made if isinstance(made, tuple) else (made,)
+    module, examples, dynamic = (*parts, None, None)[:3]
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{source.factory} gives {type(module).__name__}, not a torch.nn.Module; return a module.")
+    return module, examples, dynamic
+
+
+def _function(name: str) -> Callable[[Path | None], Any]:
+    place, colon, attribute = name.partition(":")
+    if not colon or not place or not attribute:
+        raise InputError(f"--module {name!r} names no function; write package.file:function.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(place), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"--module {name}: {error}; run where {place} can be imported from.") from error
+    if not callable(function) or not inspect.signature(function).parameters:
+        raise InputError(f"--module {name} is no function of one path; write one that takes SOURCE and gives a module.")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,138 @@
+"""The author's model for a task of Hugging Face: its class, and the inputs that such a model takes.
+
+Data flow: configuration and task → the class that transformers keeps for it → its inputs by the names of forward(),
+with examples of unusual sizes. In a sentence-transformers folder the pooling is part of what is cast.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForCTC,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
+
+from truecast.checkpoint.model import Checkpoint
+from truecast.checkpoint.tasks import FEATURES, SENTENCES
+from truecast.errors import InputError
+from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
+from truecast.trace.pooling import read_pooling
+from truecast.trace.skeleton import load_config
+
+CLASSES: Mapping[str, Any] = {
+    FEATURES: AutoModel,
+    SENTENCES: AutoModel,
+    "text-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+    "fill-mask": AutoModelForMaskedLM,
+    "image-classification": AutoModelForImageClassification,
+    "audio-classification": AutoModelForAudioClassification,
+    "automatic-speech-recognition": AutoModelForCTC,
+}
+EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_SAMPLES = 3, 17, 16_003
+"""Sizes of the examples: unusual and different, so that one baked into the graph is easy to see."""
+LENGTH = "sequence_length"
+NO_LIMIT = 10**6
+"""tokenizer_config.json says a number far beyond this one when there is no limit."""
+LEAST_VOCABULARY = 100
+"""Token ids of an example where no configuration says how many there are."""
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def author_of(
+    checkpoint: Checkpoint, task: str, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> AuthorModule:
+    """The author's model of a checkpoint for `task`, weights not loaded; under fake tensors it takes no memory.
+
+    Raises InputError when transformers has no such model, or its inputs are of no known kind.
+    """
+    config = load_config(checkpoint, trust_remote_code)
+    try:
+        with no_init_weights():  # some authors look at the values while they make them
+            model = CLASSES[task].from_config(
+                config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
+            )
+    except ValueError as error:
+        reason = str(error).splitlines()[0].split(" Model type should be")[0]
+        raise InputError(f"{config.model_type!r} cannot be cast for {task}: {reason}") from error
+    specs = _inputs(model, config, checkpoint, dtype)
+    finish = read_pooling(checkpoint) if task == SENTENCES else None
+    return AuthorModule(model.eval(), specs, task, str(checkpoint.path), checkpoint.config, finish)
+
+
+def _inputs(
+    model: PreTrainedModel, config: PreTrainedConfig, checkpoint: Checkpoint, dtype: torch.dtype
+) -> tuple[InputSpec, ...]:
+    main = model.main_input_name
+    if main == "input_ids":
+        return tuple(text_inputs(model, checkpoint.config, checkpoint.side_files))
+    batch = {0: Axis(BATCH)}
+    if main == "pixel_values":
+        height, width = _image_size(config)
+        pixels = torch.zeros(EXAMPLE_BATCH, int(getattr(config, "num_channels", 3)), height, width, dtype=dtype)
+        return (InputSpec(main, pixels, batch),)
+    if main in ("input_values", "input_features"):
+        bins = getattr(config, "num_mel_bins", None)
+        frames = getattr(config, "max_length", None) or getattr(config, "max_source_positions", None)
+        if bins and frames:
+            return (InputSpec(main, torch.zeros(EXAMPLE_BATCH, int(frames), int(bins), dtype=dtype), batch),)
+        samples = torch.zeros(EXAMPLE_BATCH, EXAMPLE_SAMPLES, dtype=dtype)
+        return (InputSpec(main, samples, {**batch, 1: Axis("num_samples", 1600)}),)
+    raise InputError(
+        f"{type(model).__name__} takes {main!r}, which has no example here; give the module and example_inputs."
+    )
+
+
+def text_inputs(
+    module: nn.Module, config: Mapping[str, Any], files: Mapping[str, Callable[[], bytes]]
+) -> list[InputSpec]:
+    """The inputs of forward() that a tokenizer makes; raises InputError when there is none."""
+    axes = {0: Axis(BATCH), 1: Axis(LENGTH, 1, _longest(config, files))}
+    shape = (EXAMPLE_BATCH, EXAMPLE_LENGTH)
+    highs = {
+        "input_ids": int(config.get("vocab_size") or LEAST_VOCABULARY),
+        "attention_mask": 2,
+        "token_type_ids": int(config.get("type_vocab_size") or 0),
+    }
+    taken = inspect.signature(module.forward).parameters
+    names = [name for name in TEXT_INPUTS if name in taken and highs[name] > 1]
+    if "input_ids" not in names:
+        raise InputError(
+            f"{type(module).__name__} takes no input_ids, so truecast has no example; give example inputs."
+        )
+    # one tensor object for each input: torch.export takes an object used twice for one input
+    return [InputSpec(n, torch.full(shape, int(n == "attention_mask")), axes, highs[n]) for n in names]
+
+
+def _longest(config: Mapping[str, Any], files: Mapping[str, Callable[[], bytes]]) -> int | None:
+    """Tokens that the model takes: what its tokenizer stops at, or else its positions."""
+    stated = config.get("max_position_embeddings")
+    tokenizer = files.get("tokenizer_config.json")
+    limit = json.loads(tokenizer()).get("model_max_length") if tokenizer else None
+    limits = [n for n in (stated, limit) if isinstance(n, int | float) and 0 < n < NO_LIMIT]
+    return int(min(limits)) if limits else None
+
+
+def _image_size(config: PreTrainedConfig) -> tuple[int, int]:
+    size = getattr(config, "image_size", None)
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    return 224, 224
