@@ -3,13 +3,14 @@
 # make lint         install, then ruff, mypy and the contracts of the layers
 # make conformance  write docs/conformance.md
 # make bench        write docs/benchmarks/ (see bench/README.md)
+# make study        train the two heads of examples/two_heads, measure every variant, write docs/study-two-heads/
 # make lock         write requirements.lock from the newest versions that pyproject.toml allows
 # make clean        remove the environment and the caches; models/ and out/ stay
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: install demo test lint conformance bench lock clean
+.PHONY: install demo test lint conformance bench study lock clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH := torch==2.13.0
@@ -67,6 +68,18 @@ bench: $(ENVIRONMENT)/installed $(MODEL)
 	$(BIN)/python bench/decoder.py
 	$(BIN)/python bench/importing.py
 	$(BIN)/python bench/perplexity.py $(MODEL)
+
+models/minilm/model.safetensors: | $(ENVIRONMENT)/installed
+	$(BIN)/python examples/two_heads/fetch.py $(@D)
+
+models/two-heads/model.safetensors: models/minilm/model.safetensors examples/two_heads/train.py
+	$(BIN)/python examples/two_heads/train.py models/minilm $(@D)
+
+study: $(ENVIRONMENT)/installed models/two-heads/model.safetensors
+	$(PIP) install --no-deps 'torchao>=0.18'
+	$(BIN)/truecast study examples/two_heads/plan.toml --out out/two-heads
+	mkdir -p docs/study-two-heads
+	cp out/two-heads/report.md out/two-heads/report.html out/two-heads/report.json docs/study-two-heads/
 
 lock:
 	rm -rf build/lock

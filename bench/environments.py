@@ -1,6 +1,6 @@
 """Makes the Python environments of the peers, each its own: their requirements do not go together.
 
-Usage: environments.py FOLDER     makes FOLDER/genai and FOLDER/llama; what is there already is left as it is
+Usage: environments.py FOLDER     makes FOLDER/genai, FOLDER/optimum, FOLDER/llama; what is there is left as it is
 
 llama.cpp is compiled for this processor, which takes about fifteen minutes on two cores.
 """
@@ -37,6 +37,7 @@ ENVIRONMENTS = {
             ("onnxruntime-genai==0.18.0", "onnxruntime==1.31.1", "onnx-ir==1.1.0", "transformers==5.23.0", TORCH),
         )
     ),
+    "optimum": Environment(((TORCH,), ("optimum-onnx==0.1.0", "onnxruntime==1.31.1", TORCH))),
     "llama": Environment(
         (("--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"),),
         {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count())},

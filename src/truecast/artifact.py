@@ -78,9 +78,9 @@ class GraphInfo(_Record):
 
     `padding`: `any` (every 0/1 attention mask gives right results) or `right` (real tokens first in every row).
     `opsets` maps an operator domain to its version. `session_entries` are the session keys that ONNX Runtime needs to
-    run the graph as it was proven. `axes` are the free axes of a module's inputs with their sizes (`1..512`), and
-    `limits` the bounds of its integer inputs (values from 0 to below the bound). `lowered` counts operators that
-    replaced a leaf of the model, by
+    run the graph as it was proven. `optimization` is what ONNX Runtime may do to it (`all`, `extended`, `basic`,
+    `none`). `axes` are the free axes of a module's inputs with their sizes (`1..512`), and `limits` the bounds of its
+    integer inputs (values from 0 to below the bound). `lowered` counts operators that replaced a leaf of the model, by
     leaf; `traced` names leaves left in standard operators, with the reason.
     """
 
@@ -95,6 +95,7 @@ class GraphInfo(_Record):
     context_length: int | None = None
     vocab_size: int | None = None
     eos_token_ids: list[int] = Field(default_factory=list)
+    optimization: str = "all"
     axes: dict[str, str] = Field(default_factory=dict)
     limits: dict[str, int] = Field(default_factory=dict)
     lowered: dict[str, int] = Field(default_factory=dict)

@@ -77,6 +77,7 @@ def described_module(
     """The manifest of a module's written weights, unproven."""
     graph = trace.model.graph
     asked = {} if factory is None else {"module": factory}
+    asked |= {} if request.exporter == "dynamo" else {"exporter": request.exporter}
     return Manifest(
         truecast=__version__,
         source=source_of(checkpoint, hashes),
@@ -91,6 +92,7 @@ def described_module(
             ir_version=trace.model.ir_version,
             inputs=[_tensor_info(value) for value in graph.inputs],
             outputs=[_tensor_info(value) for value in graph.outputs],
+            optimization=request.optimization,
             axes={name: str(axis).partition("=")[2] or "1.." for name, axis in trace.axes.items()},
             limits={spec.name: spec.high for spec in author.inputs if spec.high is not None},
             context_length=context_length(checkpoint),

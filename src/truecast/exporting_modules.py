@@ -7,14 +7,18 @@ written as for decoders → proven on a grid over every free axis → published,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from truecast.artifact import GRAPH_NAME, Manifest, require_free, sha256_of
+from truecast.calibration.feeds import read_feeds
+from truecast.calibration.ranges import weight_ranges
 from truecast.checkpoint.memory import STATE, state_digest
 from truecast.checkpoint.model import Checkpoint
 from truecast.describing import described_module, with_decoded, with_entries
@@ -28,8 +32,12 @@ from truecast.trace.module import ModuleTrace, trace_module
 from truecast.trace.naming import canonical
 from truecast.trace.opening import ModuleSource, open_author
 from truecast.trace.outputs import drop_outputs
+from truecast.trace.torchscript import LATEST, trace_torchscript
+from truecast.weights.adopting import adopt_products
 from truecast.weights.emitters import EMITTERS
+from truecast.weights.integers import Range
 from truecast.weights.packing import Packer
+from truecast.weights.precision import STATIC
 from truecast.weights.sources import Sources
 
 DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16}
@@ -68,7 +76,8 @@ def export_module(
     report = progress or (lambda stage, done, total: None)
 
     def make(staging: Path) -> Manifest:
-        cast = _cast(source, staging, request, report)
+        ranges = _ranges(source, staging.parent, request, report) if STATIC in request.precisions else {}
+        cast = _cast(source, staging, request, report, ranges)
         if not verify:
             return cast.manifest
         from truecast.proof.modules import prove_module
@@ -79,17 +88,31 @@ def export_module(
     return published(out, make)
 
 
-def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress) -> _Cast:
+def _ranges(source: ModuleSource, beside: Path, request: Request, report: Progress) -> dict[str, Range]:
+    """The range of every product's input, by its weight: the module in float32, run on the calibration examples."""
+    assert request.calibration is not None
+    plain = replace(request, precision="fp32", keep=(), calibration=None)
+    with TemporaryDirectory(dir=beside, prefix=".calibration.") as scratch:
+        folder = Path(scratch)
+        info = _cast(source, folder, plain, report, {}).manifest.graph
+        feeds = read_feeds(request.calibration, folder, info)
+        done = partial(report, "calibrate")
+        return weight_ranges(folder, info.file, feeds, request.calibration_method, lambda n: done(n, len(feeds)))
+
+
+def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress, ranges: Mapping[str, Range]) -> _Cast:
     """Reads, traces and binds into `folder`."""
     target = find_target(request.target)
     report("trace", 0, 1)
-    author, checkpoint = open_author(source, DTYPES.get(request.precision, torch.float32))
-    trace = trace_module(author, dialect(target.dialect, request.opset))
+    recorded = request.exporter == "torchscript"
+    author, checkpoint = open_author(source, DTYPES.get(request.precision, torch.float32), fake=not recorded)
+    operators = dialect(target.dialect, request.opset)
+    trace = trace_torchscript(author, request.opset or LATEST) if recorded else trace_module(author, operators)
     report("trace", 1, 1)
-    beyond = OTHER_TASK if author.mode is not None and source.task is not None else None
+    beyond = OTHER_TASK if author.is_pretrained and source.task is not None else None
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename, beyond, partial=True)
     dropped = drop_outputs(trace.model, sources.is_there)
-    packer = _bind(trace, sources, request, target.dialect)
+    packer = _bind(trace, sources, request, target.dialect, ranges)
     weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
     hashes = {path.name: sha256_of(path) for path in checkpoint.files}
@@ -103,7 +126,9 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     return _Cast(with_files(manifest, folder), checkpoint)
 
 
-def _bind(trace: ModuleTrace, sources: Sources, request: Request, dialect_name: str) -> Packer:
+def _bind(
+    trace: ModuleTrace, sources: Sources, request: Request, dialect_name: str, ranges: Mapping[str, Range]
+) -> Packer:
     """Turns abstract operators into the target's, and binds every initializer."""
     model = trace.model
     for name, buffer in trace.buffers.items():
@@ -112,11 +137,12 @@ def _bind(trace: ModuleTrace, sources: Sources, request: Request, dialect_name: 
     if dialect(dialect_name).contrib:
         expand(model)
     RemoveUnusedNodesPass()(model)
-    forget_inner_shapes(model.graph)
+    adopt_products(model)
     emitter = EMITTERS[dialect_name]
-    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter)
+    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter, ranges=ranges)
     packer.choose = rule_chooser(packer, request)
     packer.pack()
+    forget_inner_shapes(model.graph)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
     canonical(model)

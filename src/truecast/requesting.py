@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -23,9 +25,8 @@ PRECISIONS = (AS_IS, "fp32", "fp16", "int8", "int4")
 ACTIVATIONS = ("int8", "float")
 MODULE_PRECISIONS: tuple[str, ...] = INTEGERS
 """Precisions that only modules without a cache can have."""
-MODULE_OPSETS = range(18, 26)
-"""What torch's exporter writes without changing the number behind one's back."""
-EXPORTERS = ("dynamo", "torchscript")
+EXPORTERS: Mapping[str, range] = MappingProxyType({"dynamo": range(18, 26), "torchscript": range(17, 21)})
+"""torch's exporters, and the opsets that each writes without changing the number behind one's back (torch 2.13)."""
 RANGES = ("minmax", "entropy", "percentile")
 """Ways to find the range of an input in what calibration saw of it."""
 OPTIMIZATIONS = ("all", "extended", "basic", "none")
@@ -74,7 +75,7 @@ class Request:
         """Raises InputError for a value that no export of a module can take."""
         find_target(self.target)
         _one_of("precision", self.precision, (*PRECISIONS, *MODULE_PRECISIONS))
-        _one_of("exporter", self.exporter, EXPORTERS)
+        _one_of("exporter", self.exporter, tuple(EXPORTERS))
         _one_of("level of optimization", self.optimization, OPTIMIZATIONS)
         if self.target not in MODULE_TARGETS:
             raise InputError(f"The target {self.target} runs decoders only; choose one of {', '.join(MODULE_TARGETS)}.")
@@ -82,10 +83,12 @@ class Request:
             raise InputError("--kv-cache is for decoders; a model without a cache has none, leave it out.")
         if self.method in CALIBRATED:
             raise InputError(f"--method {self.method} is for decoders; choose one of {', '.join(STREAMED)}.")
-        if self.opset is not None and self.opset not in MODULE_OPSETS:
-            first, last = MODULE_OPSETS[0], MODULE_OPSETS[-1]
-            raise InputError(f"Modules cannot be cast to opset {self.opset}; choose one from {first} to {last}.")
-        self._check_integers()
+        opsets = EXPORTERS[self.exporter]
+        if self.opset is not None and self.opset not in opsets:
+            raise InputError(
+                f"The exporter {self.exporter} writes no opset {self.opset}; "
+                f"choose one from {opsets[0]} to {opsets[-1]}."
+            )
 
     def _check_integers(self) -> None:
         _one_of("calibration method", self.calibration_method, RANGES)

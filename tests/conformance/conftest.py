@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.outcome import Outcome, table
+from tests.conformance.outcome import MODULE_PRECISIONS, PRECISIONS, Outcome, table
 
 OUTCOMES = pytest.StashKey[list[Outcome]]()
+ENCODER_OUTCOMES = pytest.StashKey[list[Outcome]]()
 
 
 @pytest.fixture
@@ -15,9 +16,16 @@ def outcomes(request: pytest.FixtureRequest) -> list[Outcome]:
     return request.config.stash.setdefault(OUTCOMES, [])
 
 
+@pytest.fixture
+def encoder_outcomes(request: pytest.FixtureRequest) -> list[Outcome]:
+    """The same for models without a cache."""
+    return request.config.stash.setdefault(ENCODER_OUTCOMES, [])
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the conformance table."""
-    if outcomes := config.stash.get(OUTCOMES, []):
-        terminalreporter.section("conformance")
-        terminalreporter.write_line(table(outcomes))
-        terminalreporter.write_line(f"{sum(outcome.seconds for outcome in outcomes):.0f} s in export and proof")
+    """Prints the conformance tables."""
+    for key, precisions in ((OUTCOMES, PRECISIONS), (ENCODER_OUTCOMES, MODULE_PRECISIONS)):
+        if outcomes := config.stash.get(key, []):
+            terminalreporter.section("conformance")
+            terminalreporter.write_line(table(outcomes, precisions))
+            terminalreporter.write_line(f"{sum(outcome.seconds for outcome in outcomes):.0f} s in export and proof")

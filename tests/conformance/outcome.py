@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from truecast.artifact import Check, Manifest, Status, read_manifest
 from truecast.errors import InputError, ProofError
 
 PRECISIONS = ("fp32", "int4")
+MODULE_PRECISIONS = ("fp32", "int8")
+"""Of what has no cache."""
 LONGEST_REASON = 90
 
 
@@ -82,19 +84,19 @@ def _short(text: str) -> str:
     return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 1] + "…"
 
 
-def table(outcomes: Iterable[Outcome]) -> str:
+def table(outcomes: Iterable[Outcome], precisions: Sequence[str] = PRECISIONS) -> str:
     """One Markdown row for each case, with its verdict in each precision and what became of the model's leaves."""
     by_case: dict[str, dict[str, Outcome]] = {}
     for outcome in outcomes:
         by_case.setdefault(outcome.case.name, {})[outcome.precision] = outcome
-    head = ["case", "type", *(f"proven {precision}" for precision in PRECISIONS), "lowered leaves", "traced leaves"]
-    rows = [head, ["---"] * len(head), *(_row(results) for results in by_case.values())]
+    head = ["case", "type", *(f"proven {precision}" for precision in precisions), "lowered leaves", "traced leaves"]
+    rows = [head, ["---"] * len(head), *(_row(results, precisions) for results in by_case.values())]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _row(results: Mapping[str, Outcome]) -> list[str]:
+def _row(results: Mapping[str, Outcome], precisions: Sequence[str]) -> list[str]:
     first = next(iter(results.values()))
-    verdicts = [results[precision].verdict if precision in results else "not run" for precision in PRECISIONS]
+    verdicts = [results[precision].verdict if precision in results else "not run" for precision in precisions]
     return [
         first.case.name,
         first.model_type,

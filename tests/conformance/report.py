@@ -1,6 +1,7 @@
 """Runs every case, optional ones included, and writes the table into the manual: `python -m tests.conformance.report`.
 
-With names of cases as arguments it runs only those and prints their rows.
+With names of cases as arguments it runs only those and prints their rows; with `encoders` it makes their table anew and
+leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conformance.cases import BY_NAME, CASES
-from tests.conformance.outcome import PRECISIONS, Outcome, attempt, table
+from tests.conformance.encoders import BY_NAME as ENCODERS_BY_NAME
+from tests.conformance.encoders import ENCODERS
+from tests.conformance.outcome import MODULE_PRECISIONS, PRECISIONS, Outcome, attempt, table
 from tests.tiny import Case
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -26,11 +29,19 @@ standard ONNX operators: as right, and slower. A type without a row may well wor
 """
 
 
-def run(cases: Sequence[Case]) -> list[Outcome]:
+ENCODER_HEADING = "## Encoders"
+ENCODER_INTRODUCTION = f"""{ENCODER_HEADING}
+
+Models without a cache, with a task's head or without: text, pictures and sound. Proven on a grid over every free axis,
+with padding where they take a mask.
+"""
+
+
+def run(cases: Sequence[Case], precisions: Sequence[str]) -> list[Outcome]:
     """Exports and proves the cases in every precision, with one line of progress for each."""
     outcomes = []
     for case in cases:
-        for precision in PRECISIONS:
+        for precision in precisions:
             with tempfile.TemporaryDirectory() as folder:
                 outcome = attempt(case, precision, Path(folder))
             outcomes.append(outcome)
@@ -38,22 +49,34 @@ def run(cases: Sequence[Case]) -> list[Outcome]:
     return outcomes
 
 
-def page(outcomes: Sequence[Outcome]) -> str:
-    """The manual's page."""
+def decoder_part(outcomes: Sequence[Outcome]) -> str:
+    """The manual's page up to the encoders."""
     promised, beyond = (table(it for it in outcomes if it.case.optional is optional) for optional in (False, True))
     return (
         f"{INTRODUCTION}\n## Promised\n\n{promised}\n\n## Beyond the promise\n\nTried, and not promised.\n\n{beyond}\n"
     )
 
 
+def encoder_part(outcomes: Sequence[Outcome]) -> str:
+    """The rest of the page."""
+    return f"{ENCODER_INTRODUCTION}\n{table(outcomes, MODULE_PRECISIONS)}\n"
+
+
 def main(names: Sequence[str]) -> None:
     """Runs the named cases, or all of them and writes the page."""
-    outcomes = run([BY_NAME[name] for name in names] or CASES)
-    if names:
-        print(table(outcomes))
+    if list(names) == ["encoders"]:
+        decoders = PAGE.read_text(encoding="utf-8").partition(ENCODER_HEADING)[0].rstrip() + "\n"
+    elif names:
+        chosen = [(BY_NAME, PRECISIONS), (ENCODERS_BY_NAME, MODULE_PRECISIONS)]
+        for known, precisions in chosen:
+            if cases := [known[name] for name in names if name in known]:
+                print(table(run(cases, precisions), precisions))
+        return
     else:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page(outcomes), encoding="utf-8")
+        decoders = decoder_part(run(CASES, PRECISIONS))
+    encoders = encoder_part(run(ENCODERS, MODULE_PRECISIONS))
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(f"{decoders}\n{encoders}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -28,18 +29,29 @@ def named(limits: Limits) -> dict[str, Point]:
 
 
 def test_every_size_of_batch_step_and_past_is_there() -> None:
-    points = named(LIMITS)
-    for batch, new, past in product(BATCHES, NEWS, PASTS):
-        point = points[f"batch {batch}, new {new}, past {past}"]
-        assert (point.batch, point.pieces) == (batch, (past, new) if past else (new,))
-        assert point.mask.all()
+    compared = set(conditions(LIMITS))
+    assert compared >= set(product(BATCHES, NEWS, PASTS))
+
+
+def conditions(limits: Limits) -> Iterator[tuple[int, int, int]]:
+    """(batch, new, past) of every run without padding that is compared at all its positions."""
+    for point in named(limits).values():
+        for run in point.runs() if point.mask.all() else ():
+            if run.kept == slice(run.start, run.end):
+                yield point.batch, run.end - run.start, run.start
+
+
+@pytest.mark.parametrize("context", [10, 30, 68, 71, 72, 128])
+def test_a_short_context_leaves_no_size_out_that_fits(context: int) -> None:
+    compared = set(conditions(replace(LIMITS, context=context)))
+    assert compared >= {(b, n, p) for b, n, p in product(BATCHES, NEWS, PASTS) if n + p <= context}
 
 
 def test_an_operator_that_takes_one_row_after_a_past_gets_one_and_the_note_says_so() -> None:
     points, notes = grid(replace(LIMITS, many_after_past=False))
     names = {point.name for point in points}
     assert "batch 2, new 17, past 11" not in names
-    assert {"batch 1, new 17, past 11", "batch 3, new 1, past 11", "batch 3, new 64, past 0"} <= names
+    assert {"batch 1, new 17, past 11", "batch 3, new 1, past 11", "batch 2, new 64, past 0"} <= names
     assert any("one row" in note for note in notes)
 
 
@@ -89,7 +101,7 @@ def test_points_beyond_the_context_are_left_out_with_a_note() -> None:
 
 
 def test_tokens_differ_between_rows_and_from_the_trace() -> None:
-    tokens = named(LIMITS)["batch 3, new 64, past 0"].tokens
+    tokens = named(LIMITS)["batch 2, new 64, past 0"].tokens
     assert len(np.unique(tokens)) > 50
     assert not (tokens[0] == tokens[1]).all()
 

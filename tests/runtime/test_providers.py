@@ -154,6 +154,6 @@ def test_the_optimized_graph_and_a_profile_can_be_had(model: Path, tmp_path: Pat
 
 
 def test_optimize_false_runs_the_graph_as_written(model: Path) -> None:
-    session = open_session(model, optimize=False)
+    session = open_session(model, level="none")
     level = session.get_session_options().graph_optimization_level
     assert level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.tiny import _write_tokenizer as write_tokenizer
+from tests.tiny import write_tokenizer
 from truecast.study.plan import Plan, read_plan
 from truecast.study.results import Cell, Footprint, Head, Likeness, Row, State
 from truecast.study.variants import Variant

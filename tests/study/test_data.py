@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny import _write_tokenizer as write_tokenizer
+from tests.tiny import write_tokenizer
 from truecast.errors import InputError
 from truecast.study.data import Examples, read_examples
 from truecast.study.feeds import Tokens, chosen, exact, padded, tokenize

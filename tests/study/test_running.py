@@ -187,6 +187,8 @@ def test_changes_are_told(tmp_path: Path) -> None:
 def test_without_float32_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
     with pytest.raises(TruecastError, match="cannot be studied: in PyTorch, its process was ended by SIGABRT"):
         study(tmp_path, torch_fp32_measure="crash")
+    with pytest.raises(InputError, match="cannot be studied: in PyTorch, there is no such output"):
+        study(tmp_path, torch_fp32_measure="blame")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -200,6 +202,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError, match="is a file, not a folder"):
         study(tmp_path)
+
+
+def test_reports_name_files_from_where_the_study_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study(tmp_path)
+    assert "- Model: model; rows: rows.jsonl, 4 of them." in (tmp_path / "out" / "report.md").read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / "report.json").read_text()
 
 
 def test_jobs_are_counted_from_one(tmp_path: Path) -> None:

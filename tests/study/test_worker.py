@@ -152,10 +152,8 @@ def pair(studied: Path) -> tuple[Plan, dict[str, np.ndarray[Any, Any]], Answer]:
     folder.mkdir()
     (folder / "pair_of_heads.py").write_text(PAIR)
     text = PLAN.replace('source = "model"', 'source = "../model"\nmodule = "pair_of_heads.py:build"')
-    text = text.replace('"rows.jsonl"', '"../rows.jsonl"').replace("logits =", "kind =")
-    rows = (studied / "rows.jsonl").read_text().replace('"label": 2', '"label": 1')
-    (studied / "rows.jsonl").write_text(rows)
-    (folder / "plan.toml").write_text(text)
+    (folder / "rows.jsonl").write_text((studied / "rows.jsonl").read_text().replace('"label": 2', '"label": 1'))
+    (folder / "plan.toml").write_text(text.replace("logits =", "kind ="))
     plan = read_plan(folder / "plan.toml")
     answer = measure(job(folder, baseline("fp32"), plan))
     state = build_author(plan.model, torch.float32).module.state_dict()
@@ -192,7 +190,7 @@ def test_planted_errors_show(studied: Path, pair: Any) -> None:
 
 def test_an_output_of_another_name_is_said(studied: Path, pair: Any) -> None:
     plan, weights, _ = pair
-    with pytest.raises(InputError, match="no output 'kind' for data.labels; did you mean 'kinds'"):
+    with pytest.raises(InputError, match=r"no output 'kind' for data\.labels; did you mean 'kinds'"):
         measured(plan, studied / "pair", graph_of(weights, studied / "pair" / "renamed.onnx", "kinds"))
 
 

@@ -50,7 +50,7 @@ def one_product(precision: Precision, bias: bool, transposed: bool, rank: int) -
     node = linear(source, "p.weight", array.shape, "p.bias" if bias else "", transposed)
     arrays = {"p.weight": array} | ({"p.bias": shift} if bias else {})
     graph = model([source], [node], [node.outputs[0]])
-    packer = Packer(graph, sources(arrays), precision, "", "", ranges={"p": seen(x)})
+    packer = Packer(graph, sources(arrays), precision, "", "", ranges={"p.weight": seen(x)})
     packer.pack()
     graph.opset_imports.pop("truecast")
     expected = codes_of(x, seen(x)) @ weight_of(weight, precision).T
@@ -109,7 +109,7 @@ def test_products_of_one_input_share_its_codes(precision: Precision, tmp_path: P
     source = value("x", ir.DataType.FLOAT, "a", "b", WIDTH)
     nodes = [linear(source, "p.weight", first.shape), linear(source, "q.weight", second.shape)]
     graph = model([source], nodes, [node.outputs[0] for node in nodes])
-    ranges = {"p": seen(x), "q": seen(x)}
+    ranges = {"p.weight": seen(x), "q.weight": seen(x)}
     packer = Packer(graph, sources({"p.weight": first, "q.weight": second}), precision, "", "", ranges=ranges)
     packer.pack()
     graph.opset_imports.pop("truecast")

@@ -34,6 +34,14 @@ def _precision(value: str | None) -> str | None:
     return None if value is None else require_known("precision", value, PRECISIONS)
 
 
+def _exporter(value: str) -> str:
+    return require_known("exporter", value, ("dynamo", "torchscript"))
+
+
+def _optimization(value: str) -> str:
+    return require_known("level of optimization", value, ("all", "extended", "basic", "none"))
+
+
 def _task(value: str | None) -> str | None:
     from truecast.checkpoint.tasks import TASKS
 
@@ -109,8 +117,19 @@ Target = Annotated[str, typer.Option(callback=_target, help="The runtime's contr
 Opset = Annotated[
     int | None,
     typer.Option(
-        help="Version of the ONNX operators: 21 to 25 for the target portable, 18 to 25 for models without a cache.",
+        help="Version of the ONNX operators: 21 to 25 for the target portable, 17 to 25 for models without a cache.",
         show_default=False,
+    ),
+]
+Exporter = Annotated[
+    str,
+    typer.Option(callback=_exporter, help="dynamo or torchscript, torch's two exporters; for models without a cache."),
+]
+Optimization = Annotated[
+    str,
+    typer.Option(
+        callback=_optimization,
+        help="What ONNX Runtime may do to a graph without a cache when it loads it: all, extended, basic or none.",
     ),
 ]
 Task = Annotated[

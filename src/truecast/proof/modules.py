@@ -22,7 +22,9 @@ import torch
 from truecast.artifact import Certificate, Check, Manifest, Status
 from truecast.errors import InputError
 from truecast.measure.environment import environment
+from truecast.proof.cosines import Cosines
 from truecast.proof.held import HeldWeight, held_weights, load_graph
+from truecast.proof.integer_checks import quantization_checks
 from truecast.proof.module_points import ModulePoint, module_points
 from truecast.proof.module_static import module_graph_checks
 from truecast.proof.operators import Array
@@ -62,8 +64,8 @@ class _Way:
     limit: float | None = None
     worst: dict[str, Worst] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    cosines: dict[str, list[Array]] = field(default_factory=dict)
-    format_cosines: dict[str, list[Array]] = field(default_factory=dict)
+    cosines: dict[str, Cosines] = field(default_factory=dict)
+    format_cosines: dict[str, Cosines] = field(default_factory=dict)
 
 
 def prove_module(
@@ -114,6 +116,7 @@ def _static(
         kernel_check(folder, model, manifest.graph.file),
         *accounting_checks(model, manifest, reference, weights),
         hash_check(model, manifest),
+        *quantization_checks(model, manifest, weights, reference.sources.tied),
         values,
     ]
 
@@ -213,7 +216,7 @@ def _compare(
             continue
         _take(way, author, reference, point, name, np.asarray(value), expected)
         if original is not None:
-            way.format_cosines.setdefault(name, []).append(_cosines(np.asarray(value), original[name]))
+            way.format_cosines.setdefault(name, Cosines()).add(np.asarray(value), original[name])
 
 
 def _as_declared(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -239,24 +242,13 @@ def _take(
         limit = max(RELATIVE, NOISE_FACTOR * float(noise) / scale)
     way.worst.setdefault(name, Worst()).add(error / scale, limit, point.name)
     if not way.tight:
-        way.cosines.setdefault(name, []).append(_cosines(got, want))
+        way.cosines.setdefault(name, Cosines()).add(got, want)
 
 
 def _in_float64(author: AuthorModule, reference: Reference, point: ModulePoint) -> Outputs:
     wide = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in point.tensors)
     with reference.in_float64():
         return reference.outputs(author, wide)
-
-
-def _cosines(got: Array, want: Array) -> Array:
-    """Cosine of every vector of the last axis; float64, flat. Of two zero vectors it is 1."""
-    wide = max(1, want.shape[-1]) if want.ndim else 1
-    y, r = (x.astype(np.float64).reshape(-1, wide) for x in (got, want))
-    keep = np.isfinite(r).all(1)
-    lengths = np.linalg.norm(y[keep], axis=1) * np.linalg.norm(r[keep], axis=1)
-    products = (y[keep] * r[keep]).sum(1)
-    result: Array = np.where(lengths > 0, products / np.where(lengths > 0, lengths, 1), (products == 0) * 1.0)
-    return result
 
 
 def _way_checks(way: _Way, against: str) -> Iterator[Check]:
@@ -271,11 +263,11 @@ def _way_checks(way: _Way, against: str) -> Iterator[Check]:
         yield check(TIER, title, worst.value, worst.limit, "of the largest value", detail)
 
 
-def _cosine_checks(what: str, cosines: Mapping[str, Sequence[Array]], limit: float) -> Iterator[Check]:
+def _cosine_checks(what: str, cosines: Mapping[str, Cosines], limit: float) -> Iterator[Check]:
     if not cosines:
         yield broken(TIER, f"{what}, cosine", "nothing could be measured")
-    for name, parts in sorted(cosines.items()):
-        values = np.concatenate(parts)
+    for name, gathered in sorted(cosines.items()):
+        values = gathered.values()
         detail = f"{len(values)} vectors, the least {values.min():.5f}" if len(values) else "no vectors"
         mean = float(values.mean()) if len(values) else float("nan")
         yield check(TIER, f"{what}, mean cosine of {name}", mean, limit, "", detail, at_least=True)

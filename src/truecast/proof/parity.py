@@ -151,13 +151,15 @@ def compare_all(
     points: Sequence[Point],
     originals: Mapping[str, Sequence[Array]] = NOTHING,
     progress: Progress | None = None,
+    known: Mapping[str, Sequence[Array]] = NOTHING,
 ) -> None:
     """Runs every subject at every point and takes the results into the subjects.
 
-    `originals` holds, by a point's name, the logits of the original weights, for the price of the format.
+    `originals` holds, by a point's name, the logits of the original weights, for the price of the format; `known` those
+    of the reference where they were computed already.
     """
     for index, point in enumerate(points):
-        wanted = list(reference_logits(reference, point))
+        wanted = known[point.name] if point.name in known else list(reference_logits(reference, point))
         for decoder in {id(subject.decoder): subject.decoder for subject in subjects}.values():
             group = [subject for subject in subjects if subject.decoder is decoder]
             _compare(reference, decoder, group, point, wanted, originals.get(point.name))

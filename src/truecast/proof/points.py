@@ -2,11 +2,11 @@
 
 | group | batch | new tokens | past | mask |
 |---|---|---|---|---|
-| grid | 1, 2, 3 | 1, 2, 17, 64 | 0, 1, 11 | all ones |
+| grid | 1, 2, 3 | 1, 2, 17, 64 | 0, 1, 11 | all ones; one new token behind nothing is how a past of 1 begins |
 | padding | 3 | 17, then one by one | – | left, right, holes, all in one batch; a hole inside a past |
 | window | 1 and 2 | 4, then one by one; window + 5 | window - 2; 0 | all ones; one row padded |
 | threshold | 1 | threshold + 5 | up to the threshold | all ones |
-| text | 3 | 64, then one by one | – | all ones; real text where the artifact can tokenize |
+| text | 3 | 64, then one by one | – | all ones; real text where the artifact can tokenize; part of the grid |
 
 Left out, and said so in the notes: several new tokens after a past for more than one row where the graph's attention
 operator refuses it; masks that the padding contract excludes; windows and thresholds beyond `LONGEST` positions or
@@ -134,6 +134,10 @@ def _plain(limits: Limits, notes: list[str]) -> Iterator[Point]:
     for past, batch, new in product(PASTS, BATCHES, NEWS):
         if batch > 1 and new > 1 and past and not limits.many_after_past:
             continue
+        if past == 0 and new in PASTS:  # how the points behind that past begin
+            continue
+        if (past, batch, new) == (0, TEXT_ROWS, TEXT_NEW) and _text_new(limits) == TEXT_NEW:  # how the text begins
+            continue
         pieces = (past, new) if past else (new,)
         yield _ones(f"batch {batch}, new {new}, past {past}", limits, batch, pieces, settling=int(past > 0))
     if not limits.many_after_past:
@@ -197,7 +201,7 @@ def _thresholds(limits: Limits, notes: list[str]) -> Iterator[Point]:
 
 
 def _text(limits: Limits, notes: list[str]) -> Iterator[Point]:
-    new = TEXT_NEW if limits.context is None else min(TEXT_NEW, max(1, limits.context - TEXT_STEPS))
+    new = _text_new(limits)
     total = new + TEXT_STEPS
     tokens = _tokens(limits, TEXT_ROWS, total)
     if limits.texts and min(map(len, limits.texts)) >= total:
@@ -206,6 +210,11 @@ def _text(limits: Limits, notes: list[str]) -> Iterator[Point]:
         notes.append("No real text could be tokenized; random tokens stand in for it.")
     pieces = (new, *(1,) * TEXT_STEPS)
     yield Point("text", tokens, np.ones_like(tokens), pieces, ALL, text=True)
+
+
+def _text_new(limits: Limits) -> int:
+    """Tokens of the text's first run."""
+    return TEXT_NEW if limits.context is None else min(TEXT_NEW, max(1, limits.context - TEXT_STEPS))
 
 
 def config_windows(config: Mapping[str, Any]) -> tuple[int, ...]:

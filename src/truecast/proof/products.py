@@ -13,7 +13,7 @@ copy of the graph. Nodes that `factors_of` does not know stay as they are and ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,19 +58,23 @@ class _Factor:
 
 @dataclass
 class Products:
-    """The products of codes of a graph; `decoded` holds W [out, in] by the names of factors, if memory sufficed."""
+    """The products of codes of a graph; `decoded` holds W [out, in] by the names of factors, if memory sufficed.
+
+    A weight that is bit for bit one of the arrays `known`, which nobody may change, is that array.
+    """
 
     factors: Mapping[str, _Factor]
     fits: bool
+    known: Sequence[Array]
     decoded: dict[str, Array] = field(default_factory=dict)
     _views: dict[str, ort.OrtValue] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: ir.Model, share: float = SHARE) -> Products:
+    def of(cls, model: ir.Model, known: Sequence[Array] = (), share: float = SHARE) -> Products:
         """The products of a graph as loaded, nothing decoded yet."""
         factors = {name: factor for node in model.graph if (factor := _factor(node)) for name in [factor.name]}
         needed = sum(4 * rows * width for rows, width in (factor.shape for factor in factors.values()))
-        return cls(factors, needed <= share * psutil.virtual_memory().available)
+        return cls(factors, needed <= share * psutil.virtual_memory().available, known)
 
     def checks(self, folder: Path, file: str) -> list[Check]:
         """Every kernel against NumPy, in one check if there are any; afterwards `decoded` is complete, if it fits."""
@@ -114,12 +118,18 @@ class Products:
         """Rows of W, decoded once if there is memory to keep them."""
         if not self.fits:
             return factor.read(start, stop)
-        kept = self.decoded.get(factor.name)
-        if kept is None:
-            kept = self.decoded[factor.name] = np.empty(factor.shape, np.float32)
-            for first, last in row_chunks(factor.shape):
-                kept[first:last] = factor.read(first, last)
-        return kept[start:stop]
+        if factor.name not in self.decoded:
+            known = self._known(factor)
+            self.decoded[factor.name] = _whole(factor) if known is None else known
+        return self.decoded[factor.name][start:stop]
+
+    def _known(self, factor: _Factor) -> Array | None:
+        """The array that is this weight, bit for bit (NaN is never the same)."""
+        first = factor.read(0, 1)
+        alike = [array for array in self.known if array.shape == factor.shape and np.array_equal(array[:1], first)]
+        chunks = list(row_chunks(factor.shape))
+        same = (array for array in alike if all(np.array_equal(array[a:b], factor.read(a, b)) for a, b in chunks))
+        return next(same, None)
 
     def put(self, model: ir.Model) -> Given:
         """Puts plain products of the decoded weights into a graph; what is left of other products becomes exact.
@@ -163,6 +173,13 @@ def _factor(node: ir.Node) -> _Factor | None:
         return _Factor(" ".join((*given, *map(str, numbers))), node, (numbers[2], numbers[3]), factor_rows(node))
     except NotByRowsError:
         return None
+
+
+def _whole(factor: _Factor) -> Array:
+    weight = np.empty(factor.shape, np.float32)
+    for start, stop in row_chunks(factor.shape):
+        weight[start:stop] = factor.read(start, stop)
+    return weight
 
 
 def _alone(model: ir.Model, factors: Mapping[str, _Factor]) -> dict[str, str]:

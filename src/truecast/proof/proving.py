@@ -250,7 +250,7 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
     own_logits = original_logits(case.reference, own)
     if not case.is_float32:
         case.reference.load_held(case.weights)
-    products = Products.of(case.model)
+    products = Products.of(case.model, [p.detach().numpy() for p in case.reference.parameters.values()])
     rounds = case.is_quantized and takes_int8(case.model, case.manifest.graph)
     checks = products.checks(case.folder, case.manifest.graph.file) if rounds else []
     try:
@@ -258,11 +258,14 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
     except InputError as error:
         return [*checks, broken("parity", "the runtime opens the graph", str(error))], notes, []
     subjects = list({id(subject): subject for subject in (usual, cached, shipped)}.values())
-    compare_all(case.reference, subjects, points, originals, case.stage("compare"))
+    point = next(p for name in VARIANT_POINTS for p in points if p.name == name)
+    wanted = {point.name: list(reference_logits(case.reference, point))}
+    compare_all(case.reference, subjects, points, originals, case.stage("compare"), wanted)
     checks += [c for subject in subjects for c in parity_checks(subject, case.against)]
     checks += [*_prices(case, usual, cached, shipped), *text_price(shipped.decoder, own, own_logits)]
-    point = next(p for name in VARIANT_POINTS for p in points if p.name == name)
-    checks += variant_checks(case.folder, case.manifest.graph, case.reference, usual, shipped, point, case.against)
+    checks += variant_checks(
+        case.folder, case.manifest.graph, case.reference, usual, shipped, point, wanted[point.name], case.against
+    )
     if case.cache_bits is not None:
         seen = [point, *(point for point in points if point.text)]  # padded rows that grow, and real text
         checks += cache_checks(case.folder, case.model, case.manifest, case.reference, case.texts, seen)

@@ -76,7 +76,7 @@ class Reference:
         model: Any = author.module
         parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
         parameters |= {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        if author.mode is None:
+        if not author.is_pretrained:
             sources = Sources(checkpoint, parameters, shared_names(model), lambda name: name, partial=True)
         else:
             sources = Sources(checkpoint, parameters, tied_names(model), checkpoint_renamer(model), partial=True)

@@ -23,10 +23,11 @@ from truecast.proof.float_cache import coded_bits, float_info, with_float_cache
 from truecast.proof.held import load_graph
 from truecast.proof.integers import float_products
 from truecast.runtime.decoder import Decoder
-from truecast.runtime.providers import LOAD_ERRORS, NOTHING, session_options
+from truecast.runtime.providers import LEVELS, LOAD_ERRORS, NOTHING, session_options
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 """Where a graph given as bytes finds its data file."""
+PREPACKING_KEY = "session.disable_prepacking"
 SILENT = 4
 """ONNX Runtime's log level that says nothing of errors: they are raised, and become a check."""
 EXECUTION_PROVIDER = "CPUExecutionProvider"
@@ -70,6 +71,8 @@ def open_module(
 ) -> ort.InferenceSession:
     """A session of a graph without a cache; raises InputError when ONNX Runtime does not take it."""
     options = _options(exact, optimize, threads, info.session_entries)
+    if optimize:
+        options.graph_optimization_level = LEVELS[info.optimization]
     return _session(folder, info.file, options, [exact_products] if exact else [])
 
 
@@ -114,9 +117,11 @@ def _session(folder: Path, file: str, options: ort.SessionOptions, changes: Sequ
     if not changes:
         return _load(str(folder / file), options, str(folder / file))
     model = load_graph(folder, file)
-    for change in changes:
-        for name, value in change(model).items():
-            options.add_initializer(name, value)
+    given = {name: value for change in changes for name, value in change(model).items()}
+    for name, value in given.items():
+        options.add_initializer(name, value)
+    if given:  # a kernel's own copy in its own layout would take their memory twice
+        options.add_session_config_entry(PREPACKING_KEY, "1")
     options.add_session_config_entry(FOLDER_KEY, str(folder.resolve()))
     return _load(graph_bytes(model), options, str(folder / file))
 

@@ -6,7 +6,7 @@ number of logits. One padded point with a prefill and three single tokens serves
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,19 @@ largest / 127, or / 7."""
 
 
 def variant_checks(
-    folder: Path, info: GraphInfo, reference: Reference, usual: Subject, shipped: Subject, point: Point, against: str
+    folder: Path,
+    info: GraphInfo,
+    reference: Reference,
+    usual: Subject,
+    shipped: Subject,
+    point: Point,
+    wanted: Sequence[Array],
+    against: str,
 ) -> list[Check]:
-    """Checks of every other way to run the graph; `usual` follows the tight rule, `shipped` is what is used."""
+    """Checks of every other way to run the graph; `usual` follows the tight rule, `shipped` is what is used.
+
+    `wanted` are the reference's logits at `point`.
+    """
     exact = usual is not shipped
     limit = INT8_RELATIVE if exact else (usual.limit or RELATIVE)
     if (bits := coded_bits(info)) is not None:
@@ -47,7 +57,7 @@ def variant_checks(
         usual.tight,
         usual.limit,
     )
-    compare_all(reference, [written], [point])
+    compare_all(reference, [written], [point], known={point.name: wanted})
     single = open_decoder(folder, info, threads=1 if _threads(shipped.decoder) > 1 else 2)
     return [
         *parity_checks(written, against),

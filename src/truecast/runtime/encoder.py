@@ -35,7 +35,10 @@ class Encoder:
         info = read_manifest(folder).graph
         if info.cache is not None:
             raise InputError(f"{folder} is a language model with a cache; use generate(), or session() for the graph.")
-        return cls(open_session(folder / info.file, provider, threads, entries=info.session_entries), info)
+        session = open_session(
+            folder / info.file, provider, threads, entries=info.session_entries, level=info.optimization, arena=True
+        )
+        return cls(session, info)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs by name, in the dtypes of the graph; floats of `feeds` are cast to what it takes.

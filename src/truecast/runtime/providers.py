@@ -54,6 +54,15 @@ KNOWN_KEYS = frozenset(
 """Session keys that ONNX Runtime 1.31 knows, of those that make sense here (a test looks each up in its library)."""
 
 
+LEVELS: Mapping[str, ort.GraphOptimizationLevel] = MappingProxyType(
+    {
+        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }
+)
+"""What ONNX Runtime may do to a graph when it loads it."""
 LOAD_ERRORS = (
     ort_state.Fail,
     ort_state.InvalidArgument,
@@ -119,24 +128,26 @@ def open_session(
     *,
     exact: bool = False,
     entries: Mapping[str, str] = NOTHING,
-    optimize: bool = True,
+    level: str = "all",
+    arena: bool = False,
     profile: Path | None = None,
     optimized_model: Path | None = None,
 ) -> ort.InferenceSession:
     """A session of `model` on `provider`, with `threads` threads (default: the processors this process may use).
 
     `exact` switches the int8 activations of 4-bit products off, and those of products made of DequantizeLinear.
-    `entries` are further session keys, of which `exact` overrides its own. `optimize=False`
-    runs the graph as written. `profile` is the prefix of a profile file; `optimized_model` is where the graph is saved
-    as ONNX Runtime rewrote it. Raises InputError for a name that is not known, a missing file, or a graph that ONNX
-    Runtime refuses; TruecastError when the session is not what was asked for.
+    `entries` are further session keys, of which `exact` overrides its own. `level` is one of LEVELS; `none` runs the
+    graph as written. `arena` keeps memory for later calls, which graphs without a cache gain from. `profile` is the
+    prefix of a profile file; `optimized_model` is where the graph is saved as ONNX Runtime rewrote it. Raises
+    InputError for a name that is not known, a missing file, or a graph that ONNX Runtime refuses; TruecastError when
+    the session is not what was asked for.
     """
     chosen = find_provider(provider)
     if not model.is_file():
         raise InputError(f"{model} is missing; export the model again, or check the path.")
     options = session_options(threads, exact=exact, entries=entries)
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = LEVELS[level]
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if optimized_model is not None:

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from truecast.errors import InputError
-from truecast.requesting import ACTIVATIONS, EXPORTERS, MODULE_PRECISIONS, MODULE_TARGETS, OPTIMIZATIONS, PRECISIONS
+from truecast.requesting import ACTIVATIONS, EXPORTERS, MODULE_PRECISIONS, OPTIMIZATIONS, PRECISIONS
 from truecast.runtime.providers import PROVIDERS
+from truecast.targets import MODULE_TARGETS
 
 Baseline = Literal["bf16", "compile", "torchao-int8"]
 BASELINES: tuple[Baseline, ...] = ("bf16", "compile", "torchao-int8")
 KNOWN: Mapping[str, tuple[str, ...]] = {
-    "exporter": EXPORTERS,
+    "exporter": tuple(EXPORTERS),
     "target": MODULE_TARGETS,
     "precision": (*PRECISIONS, *MODULE_PRECISIONS),
     "activations": ACTIVATIONS,

@@ -6,10 +6,13 @@ reference again (how far the machine drifted) → verdict → report files. Ever
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from truecast.errors import InputError, TruecastError
 from truecast.study.data import read_examples
@@ -87,9 +90,16 @@ def run_study(
         ) from None
     ordered = tuple(rows[task.variant.name] for task in tasks)
     verdict = judge(ordered, plan.accept, drift)
-    report = Report(name=plan.name, plan=plan.model_dump(mode="json"), rows=ordered, drift=drift, verdict=verdict)
+    report = Report(name=plan.name, plan=shown(plan), rows=ordered, drift=drift, verdict=verdict)
     write_reports(report, store.out)
     return report
+
+
+def shown(plan: Plan) -> dict[str, Any]:
+    """The plan for a report: paths below the working directory are told from there."""
+    here = f"{Path.cwd()}{os.sep}"
+    found: dict[str, Any] = json.loads(plan.model_dump_json().replace(json.dumps(here)[1:-1], ""))
+    return found
 
 
 def _reference(task: Task, store: Store, rows: dict[str, Row], told: Watch, cluster: str | None) -> None:

@@ -34,6 +34,8 @@ Step = Literal["prepare", "measure"]
 Answer = dict[str, Any]
 PR_SET_PDEATHSIG = 1
 """Linux's prctl: the signal that a process gets when its parent ends."""
+LONGEST_REASON = 300
+"""Characters of a library's message that fit a table; the log has all of it."""
 DEVICES = ("cuda", "tensorrt")
 
 
@@ -70,7 +72,7 @@ def main(job_file: str, answer_file: str) -> int:
         answer = failure("there was not enough memory")
     except Exception as error:  # whatever a library or the author's code raises becomes the variant's reason
         traceback.print_exc()
-        answer = failure(f"{type(error).__name__}: {first_line(error)}")
+        answer = failure(f"{type(error).__name__}: {shortened(error)}")
     partial = Path(f"{answer_file}.partial")
     partial.write_text(json.dumps(answer), encoding="utf-8")
     partial.replace(answer_file)
@@ -82,9 +84,10 @@ def failure(reason: str, blames_input: bool = False) -> Answer:
     return {"state": State.FAILED, "reason": reason, "blames_input": blames_input}
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+def shortened(error: BaseException) -> str:
+    """The beginning of what an error says, in one line."""
+    words = " ".join(str(error).split()) or "no message"
+    return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]}…"
 
 
 def die_with_parent() -> None:

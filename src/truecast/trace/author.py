@@ -21,6 +21,8 @@ from truecast.errors import InputError
 UNBOUNDED = 1 << 31
 """A bound of this size or more is none."""
 BATCH = "batch_size"
+MODULE = "module"
+"""The task of a module that is none of Hugging Face's."""
 Dynamic = Mapping[str, Mapping[int, str]]
 """Free axes asked for: input → axis number → name, or name with sizes (`Axis.parse`)."""
 
@@ -71,14 +73,14 @@ class InputSpec:
 class AuthorModule:
     """A module and how it is called.
 
-    `task` is empty for modules that are none of Hugging Face's. `origin` says where the module came from. `config` is
+    `task` is MODULE for modules that are none of Hugging Face's. `origin` says where the module came from. `config` is
     the model's configuration, if it has one. `finish` makes the outputs of what forward() gives: pooling.
     `mode` is the one of its fake tensors, None where it has its weights.
     """
 
     module: nn.Module
     inputs: tuple[InputSpec, ...]
-    task: str = ""
+    task: str = MODULE
     origin: str = "a module in memory"
     config: Mapping[str, Any] | None = None
     finish: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]] | None = None
@@ -89,6 +91,11 @@ class AuthorModule:
         named = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
         outputs = outputs_of(self.module(**named))
         return outputs if self.finish is None else self.finish(outputs, named)
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it is transformers' model of a checkpoint: names and buffers are as transformers loads them."""
+        return self.task != MODULE
 
     @property
     def axes(self) -> dict[str, Axis]:

@@ -43,7 +43,7 @@ class ModuleTrace(Traced):
     axes: Mapping[str, Axis]
 
 
-class _Call(nn.Module):
+class Recorded(nn.Module):
     """The author's call as a graph sees it: tensors in, tensors out, flat."""
 
     def __init__(self, author: AuthorModule, note: Callable[[list[str]], None]) -> None:
@@ -51,6 +51,7 @@ class _Call(nn.Module):
         self.author, self.call, self.note = author.module, author, note
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
+        """One tensor for every input, in order; the outputs in the order whose names were noted."""
         outputs = self.call(tensors)
         self.note(list(outputs))
         return list(outputs.values())
@@ -69,7 +70,7 @@ def trace_module(author: AuthorModule, dialect: Dialect) -> ModuleTrace:
     with ExitStack() as stack:
         rotary = stack.enter_context(rotary_seam(author.module, dialect.rotary))
         counts = stack.enter_context(lowered_leaves(author.module, dialect))
-        step = _Call(author, noted.append).eval()
+        step = Recorded(author, noted.append).eval()
         with author.mode or nullcontext():
             program = _export(step, author, examples)
         graph = to_onnx(program, [spec.name for spec in author.inputs], noted[-1], dialect.opset)
@@ -80,7 +81,7 @@ def trace_module(author: AuthorModule, dialect: Dialect) -> ModuleTrace:
     _name_axes(graph, author)
     if any(seam.calls for seam in rotary):
         counts["rotary"] = sum(node.op_type == "Rotary" for node in graph.graph)
-    return _traced(author, graph, counts)
+    return traced(author, graph, counts)
 
 
 def roomy(inputs: Sequence[InputSpec]) -> list[Tensor]:
@@ -163,7 +164,8 @@ def _renamed(shape: ir.Shape, names: Mapping[str, str]) -> Iterator[int | str | 
         yield size if not isinstance(size, str) else re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), size)
 
 
-def _traced(author: AuthorModule, graph: ir.Model, counts: Counter[str]) -> ModuleTrace:
+def traced(author: AuthorModule, graph: ir.Model, counts: Counter[str]) -> ModuleTrace:
+    """The graph with what its names mean; buffers that no checkpoint stores are made by the author's code."""
     module = author.module
     parameters = {name: tuple(p.shape) for name, p in module.named_parameters(remove_duplicate=False)}
     persistent = {name: tuple(t.shape) for name, t in module.state_dict().items()}
@@ -177,7 +179,7 @@ def _traced(author: AuthorModule, graph: ir.Model, counts: Counter[str]) -> Modu
     buffers: dict[str, Tensor] = {name: module.get_buffer(name) for name in missing}
     tied = shared_names(module)
     rename: Callable[[str], str] = _same
-    if author.mode is not None:  # names and buffers are as transformers has them when it loads a checkpoint
+    if author.is_pretrained:  # names and buffers are as transformers has them when it loads a checkpoint
         assert isinstance(module, PreTrainedModel)
         buffers = dict(real_buffers(module, missing))
         tied, rename = tied_names(module), checkpoint_renamer(module)

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,6 @@ from truecast.errors import InputError
 from truecast.trace.author import AuthorModule, Dynamic, in_memory
 from truecast.trace.skeleton import fake_tensors
 from truecast.trace.tasks import author_of, text_inputs
-
-MODULE = "module"
-"""The task of a module that is none of Hugging Face's."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,13 @@ def is_module(source: ModuleSource) -> bool:
     return task_of(open_checkpoint(source.path)) != GENERATION
 
 
-def open_author(source: ModuleSource, dtype: torch.dtype = torch.float32) -> tuple[AuthorModule, Checkpoint]:
+def open_author(
+    source: ModuleSource, dtype: torch.dtype = torch.float32, *, fake: bool = True
+) -> tuple[AuthorModule, Checkpoint]:
     """The author's module in `dtype`, and where its weights are.
 
-    The module of a Hugging Face folder is made of fake tensors (`AuthorModule.mode` is then set); others are whole.
+    The module of a Hugging Face folder is made of fake tensors (`AuthorModule.mode` is then set), or, without `fake`,
+    of real ones with random values; others are whole.
     """
     if source.module is not None:
         if source.example_inputs is None:
@@ -76,8 +77,8 @@ def open_author(source: ModuleSource, dtype: torch.dtype = torch.float32) -> tup
         return _real(asked, made, source.example_inputs or examples, files, dtype)
     checkpoint = open_checkpoint(source.path)
     task = require_task(source.task) if source.task is not None else task_of(checkpoint)
-    with fake_tensors() as mode:
-        author = author_of(checkpoint, task, dtype, source.trust_remote_code)
+    with fake_tensors() if fake else nullcontext() as mode:
+        author = author_of(checkpoint, task, dtype, source.trust_remote_code, initialized=not fake)
     return replace(author, mode=mode).with_axes(source.dynamic), checkpoint
 
 
@@ -101,7 +102,7 @@ def _real(
     checkpoint = memory_checkpoint(source.path or Path(origin), arrays, config, files)
     if dtype is not torch.float32:
         author = _cast(author, dtype)
-    return replace(author, task=MODULE, config=config), checkpoint
+    return replace(author, config=config), checkpoint
 
 
 def _cast(author: AuthorModule, dtype: torch.dtype) -> AuthorModule:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -68,6 +68,27 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
         yield mode
 
 
+def without_data(make: Callable[[], Any]) -> Any:
+    """The module that `make` gives; under fake tensors, made on the meta device, as transformers does when it loads.
+
+    What an author asks for on the processor then has values, which fake tensors have not: some count with them.
+    """
+    if not isinstance(torch.empty(0), FakeTensor):
+        return make()
+    with unset_fake_temporarily(), torch.device("meta"):
+        module = make()
+    made: dict[int, Any] = {}
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                fake = nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
+                part._parameters[name] = made.setdefault(id(parameter), fake)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = made.setdefault(id(buffer), torch.empty_like(buffer, device="cpu"))
+    return module
+
+
 def real_buffers(model: PreTrainedModel, names: Iterator[str] | list[str]) -> Mapping[str, Tensor]:
     """The values of buffers that no checkpoint stores (rotary frequencies, embedding scales), from the author's code.
 
@@ -87,10 +108,15 @@ def real_buffers(model: PreTrainedModel, names: Iterator[str] | list[str]) -> Ma
 
 
 def _real_copy(module: nn.Module) -> nn.Module:
-    """`module` without children or weights, its buffers real and NaN (integers: zero) until somebody fills them."""
+    """`module` without weights, its buffers real and NaN (integers: zero) until somebody fills them.
+
+    It has children of the same kind: some authors fill those along with the module.
+    """
     twin = nn.Module.__new__(type(module))
     twin.__dict__.update(module.__dict__)
-    twin.__dict__["_modules"] = {}
+    twin.__dict__["_modules"] = {
+        name: None if child is None else _real_copy(child) for name, child in module._modules.items()
+    }
     twin.__dict__["_parameters"] = {
         name: None if p is None else nn.Parameter(torch.empty(p.shape, device="meta"), requires_grad=False)
         for name, p in module._parameters.items()

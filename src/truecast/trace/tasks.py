@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from truecast.checkpoint.tasks import FEATURES, SENTENCES
 from truecast.errors import InputError
 from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
 from truecast.trace.pooling import read_pooling
-from truecast.trace.skeleton import load_config
+from truecast.trace.skeleton import load_config, without_data
 
 CLASSES: Mapping[str, Any] = {
     FEATURES: AutoModel,
@@ -56,17 +57,26 @@ TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def author_of(
-    checkpoint: Checkpoint, task: str, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    checkpoint: Checkpoint,
+    task: str,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    initialized: bool = False,
 ) -> AuthorModule:
     """The author's model of a checkpoint for `task`, weights not loaded; under fake tensors it takes no memory.
+
+    `initialized` gives it the random weights of a new model, and real buffers.
 
     Raises InputError when transformers has no such model, or its inputs are of no known kind.
     """
     config = load_config(checkpoint, trust_remote_code)
+    _without_cache(config)
     try:
-        with no_init_weights():  # some authors look at the values while they make them
-            model = CLASSES[task].from_config(
-                config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
+        with nullcontext() if initialized else no_init_weights():
+            model = without_data(
+                lambda: CLASSES[task].from_config(
+                    config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
+                )
             )
     except ValueError as error:
         reason = str(error).splitlines()[0].split(" Model type should be")[0]
@@ -74,6 +84,13 @@ def author_of(
     specs = _inputs(model, config, checkpoint, dtype)
     finish = read_pooling(checkpoint) if task == SENTENCES else None
     return AuthorModule(model.eval(), specs, task, str(checkpoint.path), checkpoint.config, finish)
+
+
+def _without_cache(config: PreTrainedConfig) -> None:
+    """Nobody asks a module without a cache for keys and values; keeping a window of them needs a least length."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "use_cache", None):
+            part.use_cache = False
 
 
 def _inputs(

@@ -61,7 +61,7 @@ class Packer:
     """Packs the weights of one graph; `bindings` grows as nodes are packed.
 
     `choose` gives the precision of a parameter, `precision` the one of everything else. `emitter` writes the nodes.
-    `ranges` are those of the inputs of products with a static precision, by the name of the product's module.
+    `ranges` are those of the inputs of products with a static precision, by the name of the weight.
     """
 
     model: ir.Model
@@ -239,12 +239,14 @@ class Packer:
         return integer_product(write, form, site.input, self._inputs[key], values, bias, name)
 
     def _range(self, site: _Site) -> Range:
-        if site.name not in self.ranges:
+        names = [site.weight, *([self.embedding] if site.weight == self.head and self.tied else [])]
+        found = next((self.ranges[name] for name in names if name in self.ranges), None)
+        if found is None:
             raise InputError(
-                f"Calibration has not seen the input of {site.name}; give feeds that reach it, or keep it in float "
-                f"with --keep '{site.name}=fp32'."
+                f"Calibration has not seen what {site.weight} is multiplied with; give examples that reach it, or keep "
+                f"it in float with --keep '{site.weight}=fp32'."
             )
-        return self.ranges[site.name]
+        return found
 
     def _blocks(
         self, write: NodeWriter, form: Blocks, x: ir.Value, bias: ir.Value | None, level: int, name: str
@@ -357,7 +359,8 @@ PER_HEAD = frozenset({"Rotary", "RotaryEmbedding", "SimplifiedLayerNormalization
 
 def _module(weight: str) -> str:
     """The name of the module that owns a weight; its output value carries it, so that a proof can find it."""
-    return weight.removesuffix(".weight")
+    module = weight.removesuffix(".weight")
+    return module if module != weight else f"{weight}.output"  # a value must not have the weight's own name
 
 
 def _stacked(name: str, forms: Sequence[Form]) -> Blocks | Channels:

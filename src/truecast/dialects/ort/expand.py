@@ -69,7 +69,7 @@ def _rotary(
             tables[table, repeated] = _table(write, table, repeated)
     if cos not in rows:
         rows[cos] = _rows(write, cos)
-    numbers = _spread(write, rows[cos], states) if _batch(cos) != _batch(states) else rows[cos]
+    numbers = _spread(write, rows[cos], states) if _batch(cos) == 1 != _batch(states) else rows[cos]
     attributes = {
         "interleaved": node.attributes["interleaved"].as_int(),
         "num_heads": node.attributes["num_heads"].as_int(),

@@ -1,0 +1,60 @@
+"""Encoders of every kind are exported and proven, and the claim is checked by a second opinion.
+
+All cases run with TRUECAST_CONFORMANCE=all, else one of each kind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.encoder_oracle import compare
+from tests.conformance.encoders import BY_NAME, ENCODERS, REPRESENTATIVE
+from tests.conformance.outcome import MODULE_PRECISIONS, Outcome, attempt
+from tests.tiny import Case
+from tests.traces import traced_once
+
+CHOSEN = [
+    case for case in ENCODERS if case.name in REPRESENTATIVE or os.environ.get("TRUECAST_CONFORMANCE") == "all"
+]
+LARGEST_ERROR = 3e-4
+"""Of a float32 graph's outputs, as a share of the largest; healthy graphs are at 1e-6."""
+LEAST_COSINE = 0.98
+LEAST_TIERS = 2
+"""Static and parity."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_trace() -> Iterator[None]:
+    """A trace does not depend on how weights are stored, and takes most of a small model's export."""
+    with traced_once():
+        yield
+
+
+@pytest.mark.parametrize("precision", MODULE_PRECISIONS)
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
+def test_export_is_proven(case: Case, precision: str, tmp_path: Path, encoder_outcomes: list[Outcome]) -> None:
+    outcome = attempt(case, precision, tmp_path)
+    encoder_outcomes.append(outcome)
+    if outcome.error:
+        raise outcome.error
+    assert outcome.proven, outcome.verdict
+    assert len({check.tier for check in outcome.checks}) >= LEAST_TIERS
+    agreement = compare(tmp_path / "out", case, tmp_path / "source")
+    assert agreement.cosine > LEAST_COSINE
+    assert precision != "fp32" or agreement.error < LARGEST_ERROR
+
+
+def test_the_second_opinion_notices_a_wrong_setting(tmp_path: Path) -> None:
+    case = BY_NAME["modernbert_sequence"]
+    assert attempt(case, "fp32", tmp_path).proven
+    for name, value in {"local_attention": 2, "norm_eps": 1e-6, "classifier_pooling": "mean"}.items():
+        assert compare(tmp_path / "out", case, tmp_path / "source", **{name: value}).error > LARGEST_ERROR
+
+
+def test_every_case_is_alive_and_named_once(tmp_path: Path) -> None:
+    assert len(BY_NAME) == len(ENCODERS)
+    assert set(REPRESENTATIVE) <= set(BY_NAME)
