@@ -4,6 +4,7 @@
 # make conformance  write docs/conformance.md
 # make bench        write docs/benchmarks/ (see bench/README.md)
 # make study        train the two heads of examples/two_heads, measure every variant, write docs/study-two-heads/
+# make study        run examples/two_heads and write docs/study-two-heads/
 # make lock         write requirements.lock from the newest versions that pyproject.toml allows
 # make clean        remove the environment and the caches; models/ and out/ stay
 
@@ -17,6 +18,7 @@ TORCH := torch==2.13.0
 ENVIRONMENT := .venv
 BIN := $(ENVIRONMENT)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+MINILM := models/all-minilm-l6-v2
 MODEL := models/gemma-3-270m-q4_k_m.gguf
 ARTIFACT := out/gemma-3-270m
 PROMPT := The capital of France is
@@ -43,6 +45,9 @@ $(ENVIRONMENT)/installed: $(ENVIRONMENT)/torch requirements.lock pyproject.toml
 $(MODEL): | $(ENVIRONMENT)/installed
 	$(BIN)/python scripts/fetch_demo_model.py $@
 
+$(MINILM): | $(ENVIRONMENT)/installed
+	$(BIN)/python scripts/fetch_minilm.py $@
+
 demo: $(ENVIRONMENT)/installed $(MODEL)
 	$(BIN)/truecast inspect $(MODEL)
 	$(BIN)/truecast export $(MODEL) $(ARTIFACT) --force
@@ -63,11 +68,12 @@ lint: $(ENVIRONMENT)/installed
 conformance: $(ENVIRONMENT)/installed
 	$(BIN)/python -m tests.conformance.report
 
-bench: $(ENVIRONMENT)/installed $(MODEL)
+bench: $(ENVIRONMENT)/installed $(MODEL) $(MINILM)
 	$(BIN)/python bench/environments.py .bench/environments
 	$(BIN)/python bench/decoder.py
 	$(BIN)/python bench/importing.py
 	$(BIN)/python bench/perplexity.py $(MODEL)
+	$(BIN)/python bench/encoders.py
 
 models/minilm/model.safetensors: | $(ENVIRONMENT)/installed
 	$(BIN)/python examples/two_heads/fetch.py $(@D)

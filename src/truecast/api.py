@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from truecast.diagnosis import Diagnosis, Repair
     from truecast.exporting import Progress
     from truecast.inspection import Inspection
+    from truecast.runtime.answers import Answer
     from truecast.runtime.encoder import Encoder
     from truecast.runtime.model import Generation, TextModel
     from truecast.study import Report
@@ -70,6 +71,12 @@ class Artifact:
 
             self._encoder = Encoder.open(self.folder, self.provider, self.threads)
         return self._encoder.run(feeds)
+
+    def answer(self, text: str) -> Answer:
+        """What an encoder makes of a text, in the words of its task; raises InputError where it takes none."""
+        from truecast.runtime.answers import answer
+
+        return answer(self.folder, text, self.provider, self.threads)
 
     def verify(
         self,

@@ -34,6 +34,7 @@ from truecast.trace.opening import ModuleSource, open_author
 from truecast.trace.outputs import drop_outputs
 from truecast.trace.torchscript import LATEST, trace_torchscript
 from truecast.weights.adopting import adopt_products
+from truecast.weights.decoders import swap_before_decoding
 from truecast.weights.emitters import EMITTERS
 from truecast.weights.integers import Range
 from truecast.weights.packing import Packer
@@ -137,6 +138,7 @@ def _bind(
     if dialect(dialect_name).contrib:
         expand(model)
     RemoveUnusedNodesPass()(model)
+    swap_before_decoding(model)
     adopt_products(model)
     emitter = EMITTERS[dialect_name]
     packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter, ranges=ranges)

@@ -17,9 +17,7 @@ from tests.conformance.outcome import MODULE_PRECISIONS, Outcome, attempt
 from tests.tiny import Case
 from tests.traces import traced_once
 
-CHOSEN = [
-    case for case in ENCODERS if case.name in REPRESENTATIVE or os.environ.get("TRUECAST_CONFORMANCE") == "all"
-]
+CHOSEN = [case for case in ENCODERS if case.name in REPRESENTATIVE or os.environ.get("TRUECAST_CONFORMANCE") == "all"]
 LARGEST_ERROR = 3e-4
 """Of a float32 graph's outputs, as a share of the largest; healthy graphs are at 1e-6."""
 LEAST_COSINE = 0.98

@@ -45,7 +45,9 @@ def test_an_axis_is_read_and_written_in_one_form(text: str, axis: Axis) -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "a b", "a=", "a=5", "a=..5", "a=x..y", "a=1..2..3", "a=-1..5", "=1..2"])
 def test_what_is_no_axis_is_refused_with_the_form(text: str) -> None:
-    with pytest.raises(InputError, match=r"is no axis; write a name, or a name with its sizes, as sequence_length=1\.\."):
+    with pytest.raises(
+        InputError, match=r"is no axis; write a name, or a name with its sizes, as sequence_length=1\.\."
+    ):
         Axis.parse(text)
 
 
@@ -55,7 +57,7 @@ def test_an_axis_without_a_size_is_refused(text: str) -> None:
         Axis.parse(text)
 
 
-Pair = namedtuple("Pair", "first second")  # noqa: PYI024 - what authors return, too
+Pair = namedtuple("Pair", "first second")
 A, B, C = torch.zeros(1), torch.ones(2), torch.ones(3)
 
 
@@ -68,7 +70,7 @@ A, B, C = torch.zeros(1), torch.ones(2), torch.ones(3)
         (Pair(A, B), ["first", "second"]),
         ({"y": A, "z": B}, ["y", "z"]),
         (BaseModelOutput(last_hidden_state=A), ["last_hidden_state"]),
-        (BaseModelOutput(last_hidden_state=A, hidden_states=(B, C)), ["last_hidden_state", "hidden_states.0", "hidden_states.1"]),
+        (BaseModelOutput(last_hidden_state=A, hidden_states=(B,)), ["last_hidden_state", "hidden_states.0"]),
         ({"heads": {"topic": A, "mood": B}, "loss": None, "n": 3}, ["heads.topic", "heads.mood"]),
         ((A, (B, C)), ["output_0", "output_1.0", "output_1.1"]),
         (None, []),
@@ -161,7 +163,9 @@ def test_examples_that_are_none_are_refused(examples: Any, sentence: str) -> Non
 
 
 def test_an_example_that_the_module_rejects_is_named_with_its_shape() -> None:
-    with pytest.raises(InputError, match=r"Scaled does not take the inputs x \[2, 3, 7\], by \[2, 1, 1\] \(mat1 and mat2"):
+    with pytest.raises(
+        InputError, match=r"Scaled does not take the inputs x \[2, 3, 7\], by \[2, 1, 1\] \(mat1 and mat2"
+    ):
         in_memory(Scaled(), (X[..., :7], BY))
 
 

@@ -107,5 +107,7 @@ def test_what_is_not_known_is_left_to_the_caller(modules: list[dict[str, Any]], 
 
 
 def test_settings_that_are_missing_are_named() -> None:
-    with pytest.raises(InputError, match=r"somewhere has no 1_Pooling/config\.json, which modules\.json names; download"):
+    with pytest.raises(
+        InputError, match=r"somewhere has no 1_Pooling/config\.json, which modules\.json names; download"
+    ):
         read_pooling(folder([TRANSFORMER, POOLING], None))

@@ -171,14 +171,17 @@ def run(
     seed: given.Seed = None,
     as_json: given.AsJson = False,
 ) -> int:
-    """Continues a text.
+    """Continues a text, or says what an encoder makes of it.
 
     Prints what the artifact in OUT makes of PROMPT, as it comes.
     """
     from truecast import api
     from truecast.cli import show
 
-    generation = api.open(out).generate(
+    artifact = api.open(out)
+    if artifact.manifest.graph.cache is None:
+        return show.answered(artifact.answer(prompt), as_json)
+    generation = artifact.generate(
         prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

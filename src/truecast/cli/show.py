@@ -22,6 +22,7 @@ from truecast.inspection import Inspection, render
 if TYPE_CHECKING:
     from truecast.api import Artifact
     from truecast.diagnosis import Diagnosis, Repair
+    from truecast.runtime.answers import Answer
     from truecast.runtime.model import Generation
     from truecast.study import Report
 
@@ -104,6 +105,16 @@ def studied(report: Report, out: Path, as_json: bool) -> int:
             _print(shown)
     for line in (report.verdict.sentence, *report.verdict.reasons, f"The report is in {out / 'report.html'}."):
         _print(Text(line))
+    return 0
+
+
+def answered(answer: Answer, as_json: bool) -> int:
+    """What an encoder made of a text."""
+    if as_json:
+        _print({"task": answer.task, **answer.values})
+    else:
+        for line in answer.lines:
+            _print(Text(line))
     return 0
 
 

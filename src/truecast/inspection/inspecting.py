@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from truecast.checkpoint import Checkpoint, open_checkpoint
+from truecast.checkpoint.tasks import task_of
 from truecast.inspection import facts
 from truecast.inspection.costs import choices, parameter_count
 from truecast.inspection.model import AS_IS, Inspection, Recommendation
@@ -31,6 +32,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         format=checkpoint.format,
         architecture=facts.architecture(checkpoint),
         model_type=str(checkpoint.config.get("model_type", "unknown")),
+        task=task_of(checkpoint),
         parameters=parameter_count(checkpoint),
         stored_bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
         storage=storage_groups(checkpoint.tensors.values(), becoming),

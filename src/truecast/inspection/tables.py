@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from truecast.checkpoint.tasks import GENERATION
 from truecast.inspection.model import AS_IS, BYTE_BITS, WHOLE_ROW, Inspection, StorageGroup
 
 
@@ -33,14 +34,15 @@ def _facts(inspection: Inspection) -> Table:
     shape = (inspection.layers, inspection.heads, inspection.kv_heads, inspection.head_dim)
     layers, heads, kv_heads, head_dim = ("?" if size is None else size for size in shape)
     cache = inspection.kv_bytes_per_token
+    unknown = "unknown" if inspection.task == GENERATION else "none"
     for name, value in (
         ("Checkpoint", f"{inspection.path} ({inspection.format}, {decimal(inspection.stored_bytes)})"),
-        ("Architecture", f"{inspection.architecture} ({inspection.model_type})"),
+        ("Architecture", f"{inspection.architecture} ({inspection.model_type}), for {inspection.task}"),
         ("Parameters", f"{inspection.parameters:,}"),
         ("Layers", f"{layers} with {heads} heads, {kv_heads} for keys and values, of {head_dim}"),
         ("Vocabulary", _count(inspection.vocabulary)),
         ("Context", f"{_count(inspection.context_length)} tokens"),
-        ("Cache", "unknown" if cache is None else f"{decimal(cache)} per token in float32"),
+        ("Cache", f"{decimal(cache)} per token in float32" if cache is not None else unknown),
         *(_quantization(inspection) if inspection.quantization else ()),
     ):
         table.add_row(Text(name, "bold"), Text(value))

@@ -74,7 +74,7 @@ def open_author(
         folder = source.path if source.path.is_dir() else None
         files = side_files(folder) if folder else {}
         asked = replace(source, dynamic=source.dynamic or dynamic)
-        return _real(asked, made, source.example_inputs or examples, files, dtype)
+        return _real(asked, made, examples if source.example_inputs is None else source.example_inputs, files, dtype)
     checkpoint = open_checkpoint(source.path)
     task = require_task(source.task) if source.task is not None else task_of(checkpoint)
     with fake_tensors() if fake else nullcontext() as mode:
@@ -100,9 +100,7 @@ def _real(
     author = author.with_axes(source.dynamic)
     arrays: dict[str, Array] = {name: _array(tensor) for name, tensor in author.module.state_dict().items()}
     checkpoint = memory_checkpoint(source.path or Path(origin), arrays, config, files)
-    if dtype is not torch.float32:
-        author = _cast(author, dtype)
-    return replace(author, config=config), checkpoint
+    return replace(_cast(author, dtype), config=config), checkpoint
 
 
 def _cast(author: AuthorModule, dtype: torch.dtype) -> AuthorModule:

@@ -1,5 +1,6 @@
 """The dialect of ONNX Runtime: standard operators plus com.microsoft."""
 
+from truecast.dialects.fake_quantize import FakeQuantizeLowering
 from truecast.dialects.model import Dialect
 from truecast.dialects.modules import ActivationLowering, EmbeddingLowering, LinearLowering
 from truecast.dialects.ort.attention import GroupQueryAttention
@@ -9,7 +10,10 @@ from truecast.dialects.ort.rotary import RotaryEmbedding
 ORT = Dialect(
     name="ort",
     opset=21,
-    modules=(LinearLowering(), EmbeddingLowering(), NormLowering(), ActivationLowering()),
+    modules=(
+        *(LinearLowering(), EmbeddingLowering(), NormLowering(), ActivationLowering()),
+        FakeQuantizeLowering(),
+    ),
     rotary=RotaryEmbedding(),
     attention=GroupQueryAttention(),
 )

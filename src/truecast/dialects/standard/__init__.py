@@ -3,6 +3,7 @@
 Attention, its mask and rotation stay in the author's own form: the operators that ONNX has for them came with opset 23.
 """
 
+from truecast.dialects.fake_quantize import FakeQuantizeLowering
 from truecast.dialects.model import Dialect
 from truecast.dialects.modules import ActivationLowering, EmbeddingLowering, LinearLowering
 from truecast.dialects.standard.modules import NormLowering
@@ -10,7 +11,10 @@ from truecast.dialects.standard.modules import NormLowering
 STANDARD = Dialect(
     name="standard",
     opset=21,
-    modules=(LinearLowering(), EmbeddingLowering(), NormLowering(), ActivationLowering()),
+    modules=(
+        *(LinearLowering(), EmbeddingLowering(), NormLowering(), ActivationLowering()),
+        FakeQuantizeLowering(),
+    ),
     rotary=None,
     attention=None,
     contrib=False,

@@ -1,0 +1,78 @@
+"""Folders of tiny encoders, and modules of every common layer, for tests that look at them from outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.conformance.encoders import BY_NAME
+from tests.tiny import tiny_checkpoint
+
+KIND = "sentence_transformers.models"
+LABELS = {0: "praise", 1: "question", 2: "complaint"}
+
+
+def classifier(folder: Path) -> Path:
+    """A text classifier with three labels."""
+    made = tiny_checkpoint(BY_NAME["bert_sequence"], folder)
+    config = json.loads((made / "config.json").read_text())
+    config |= {"id2label": {str(index): label for index, label in LABELS.items()}}
+    config |= {"label2id": {label: index for index, label in LABELS.items()}}
+    (made / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return made
+
+
+def sentences(folder: Path, mode: str = "mean_tokens", normalize: bool = True) -> Path:
+    """A folder as sentence-transformers writes it: an encoder, its pooling, and a last step that makes lengths 1."""
+    made = tiny_checkpoint(BY_NAME["bert"], folder)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{KIND}.Transformer"}]
+    modules += [{"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{KIND}.Pooling"}]
+    if normalize:
+        modules += [{"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{KIND}.Normalize"}]
+    pooling: dict[str, Any] = {"word_embedding_dimension": 64}
+    pooling |= {f"pooling_mode_{name}": name == mode for name in ("cls_token", "mean_tokens", "max_tokens")}
+    files: Mapping[str, Any] = {
+        "modules.json": modules,
+        "1_Pooling/config.json": pooling,
+        "sentence_bert_config.json": {"max_seq_length": 64, "do_lower_case": False},
+    }
+    for name, content in files.items():
+        (made / name).parent.mkdir(exist_ok=True)
+        (made / name).write_text(json.dumps(content, indent=2) + "\n")
+    return made
+
+
+class Layers(nn.Module):
+    """Convolution, batch norm, LSTM, dropout and two named outputs: x [batch, length, 8], scale [batch, 6]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(11)
+            self.linear = nn.Linear(8, 16)
+            self.conv = nn.Conv1d(16, 12, 3, padding=1)
+            self.norm = nn.BatchNorm1d(12)
+            self.dropout = nn.Dropout(0.5)
+            self.lstm = nn.LSTM(12, 6, batch_first=True)
+            assert self.norm.running_mean is not None and self.norm.running_var is not None
+            self.norm.running_mean.normal_()
+            self.norm.running_var.uniform_(0.5, 1.5)
+
+    def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        hidden = self.norm(self.conv(torch.relu(self.linear(x)).transpose(1, 2))).transpose(1, 2)
+        states, _ = self.lstm(self.dropout(hidden))
+        return {"states": states, "score": states.mean(1) * scale}
+
+
+def layers_examples() -> tuple[Tensor, Tensor]:
+    """Inputs of `Layers`."""
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(2, 7, 8, generator=generator), torch.randn(2, 6, generator=generator)
+
+
+LAYERS_DYNAMIC = {"x": {0: "batch_size", 1: "length=1..40"}, "scale": {0: "batch_size"}}

@@ -1,0 +1,170 @@
+"""The trace of a module without a cache: which axes stay free and how far, what they are called, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from truecast.dialects import dialect
+from truecast.errors import InputError
+from truecast.trace.author import Axis, InputSpec
+from truecast.trace.module import ModuleTrace, roomy, shared_names, trace_module
+from truecast.trace.opening import ModuleSource, open_author
+
+
+class Base(nn.Module):
+    """A product, so that there is a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+
+class Straight(Base):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.linear(x)
+        return {"y": y, "mean": y.mean(1), "pairs": torch.cat([y, y], 1)}
+
+
+class Branching(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * 2 if x.shape[1] > 10 else self.linear(x)
+
+
+class Undecided(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if x.sum() > 0 else -x
+
+
+class Fixed(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).reshape(-1, 5, 4, 2)
+
+
+class Even(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        return self.linear(x).reshape(batch, length // 2, 2 * width) + torch.zeros(1, length // 2, 1)
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.second.weight = self.first.weight
+        self.register_buffer("offset", torch.arange(8.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x) + self.offset))
+
+
+X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(3))
+
+
+def trace(
+    module: nn.Module, dynamic: dict[str, dict[int, str]] | None, example: Any = X, opset: int = 21
+) -> ModuleTrace:
+    author, _ = open_author(ModuleSource(module=module, example_inputs=example, dynamic=dynamic))
+    return trace_module(author, dialect("ort", opset))
+
+
+def refusal(module: nn.Module, dynamic: dict[str, dict[int, str]] | None, example: Any = X) -> str:
+    with pytest.raises(InputError) as refused:
+        trace(module, dynamic, example)
+    return str(refused.value)
+
+
+def shape(value: ir.Value) -> list[int | str]:
+    assert value.shape is not None
+    return [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+
+
+def test_examples_of_size_1_are_repeated_where_the_axis_is_free() -> None:
+    specs = [InputSpec("x", torch.arange(3.0)[None], {0: Axis("b")}), InputSpec("y", torch.zeros(1, 1), {})]
+    x, y = roomy(specs)
+    assert x.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert y.shape == (1, 1)
+
+
+def test_an_axis_of_one_size_is_refused() -> None:
+    assert (
+        refusal(Straight(), {"x": {1: "length=1..1"}}) == "The axis length=1..1 of x has one size only; leave it out."
+    )
+
+
+def test_inputs_outputs_and_axes_carry_the_names_asked_for() -> None:
+    found = trace(Straight(), {"x": {0: "rows", 1: "length=1..512"}})
+    graph = found.model.graph
+    assert {value.name: shape(value) for value in graph.inputs} == {"x": ["rows", "length", 8]}
+    assert {value.name: shape(value) for value in graph.outputs} == {
+        "y": ["rows", "length", 8],
+        "mean": ["rows", 8],
+        "pairs": ["rows", "2*length", 8],
+    }
+    assert found.axes == {"rows": Axis("rows"), "length": Axis("length", 1, 512)}
+    assert found.lowered["linear"] == 1
+
+
+def test_an_example_of_one_row_leaves_the_batch_free() -> None:
+    graph = trace(Straight(), None, X[:1]).model.graph
+    assert shape(graph.inputs[0]) == ["batch_size", 5, 8]
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_the_graph_has_the_opset_asked_for(opset: int) -> None:
+    assert trace(Straight(), None, opset=opset).model.opset_imports[""] == opset
+
+
+def test_a_branch_on_the_size_is_refused_with_the_range_that_is_the_same() -> None:
+    assert refusal(Branching(), {"x": {1: "length"}}) == (
+        "The model does something else beyond the sizes 2..10 of axis 1 of x (length); "
+        "ask for these, as length=2..10, or change its code."
+    )
+    assert trace(Branching(), {"x": {1: "length=2..10"}}).axes["length"].high == 10
+    assert "length=2..10" in refusal(Branching(), {"x": {1: "length=2..11"}})
+
+
+def test_the_other_side_of_a_branch_is_taken_with_its_own_example() -> None:
+    long = torch.zeros(2, 12, 8)
+    assert "sizes 11.." in refusal(Branching(), {"x": {1: "length"}}, long)
+    assert trace(Branching(), {"x": {1: "length=11.."}}, long).axes["length"].low == 11
+
+
+def test_a_branch_on_values_is_refused() -> None:
+    message = refusal(Undecided(), None)
+    assert message.startswith("Undecided cannot be traced: ")
+    assert len(message.splitlines()) == 1
+
+
+def test_an_axis_that_the_model_fixes_is_refused() -> None:
+    assert refusal(Fixed(), {"x": {0: "batch", 1: "length"}}).startswith(
+        "The model fixes axis 1 of x (length) at 5; it cannot be cast with that axis free."
+    )
+    assert shape(trace(Fixed(), {"x": {0: "batch"}}).model.graph.inputs[0]) == ["batch", 5, 8]
+
+
+def test_an_axis_that_takes_only_multiples_is_refused() -> None:
+    message = refusal(Even(), {"x": {1: "length"}}, torch.zeros(2, 6, 8))
+    assert message.startswith("The model takes only sizes of the form 2*")
+    assert message.endswith(" for axis 1 of x (length); leave it fixed.")
+
+
+def test_a_shared_weight_has_one_name_and_a_buffer_its_values() -> None:
+    module = Shared()
+    assert shared_names(module) == {"second.weight": "first.weight"}
+    found = trace(module, None)
+    assert found.tied == {"second.weight": "first.weight"}
+    assert found.buffers["offset"].tolist() == list(range(8))
+    assert set(found.parameters) >= {"first.weight"}
+
+
+def test_the_trace_leaves_the_module_as_it_was() -> None:
+    module = Straight()
+    before = module.linear.forward
+    trace(module, None)
+    assert module.linear.forward == before
+    assert module.training

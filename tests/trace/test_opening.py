@@ -1,0 +1,226 @@
+"""From what a user names to a module and its weights: folders with a task, factories, modules in memory."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conformance.cases import BY_NAME as DECODERS
+from tests.encoders import Layers, classifier, layers_examples, sentences
+from tests.tiny import tiny_checkpoint
+from truecast.checkpoint.tasks import task_of
+from truecast.errors import InputError
+from truecast.trace.author import MODULE, Axis
+from truecast.trace.opening import ModuleSource, is_module, open_author
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text classifier that no test may change."""
+    return classifier(tmp_path_factory.mktemp("opening") / "classifier")
+
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Write:
+    """Writes a Python file where the command runs; gives its name, which no other test has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "factory_" + "".join(letter if letter.isalnum() else "_" for letter in request.node.name)
+
+    def write(body: str) -> str:
+        lines = textwrap.dedent(body)
+        (tmp_path / f"{name}.py").write_text(f"import torch\nfrom torch import nn\n{lines}")
+        return name
+
+    return write
+
+
+def refusal(source: ModuleSource) -> str:
+    with pytest.raises(InputError) as refused:
+        open_author(source)
+    return str(refused.value)
+
+
+def test_a_folder_takes_no_memory_and_its_task_is_found(folder: Path) -> None:
+    author, checkpoint = open_author(ModuleSource(folder))
+    assert author.mode is not None and author.is_pretrained
+    assert author.task == "text-classification"
+    assert type(author.module).__name__ == "BertForSequenceClassification"
+    assert not author.module.training
+    assert checkpoint.path == folder
+    batch, length = Axis("batch_size"), Axis("sequence_length", 1, 80)
+    assert [(spec.name, dict(spec.axes), spec.high) for spec in author.inputs] == [
+        ("input_ids", {0: batch, 1: length}, 320),
+        ("attention_mask", {0: batch, 1: length}, 2),
+        ("token_type_ids", {0: batch, 1: length}, 2),
+    ]
+
+
+def test_the_tokenizer_may_stop_earlier_than_the_positions(folder: Path, tmp_path: Path) -> None:
+    made = classifier(tmp_path / "short")
+    file = made / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": 24}))
+    author, _ = open_author(ModuleSource(made))
+    assert author.axes["sequence_length"] == Axis("sequence_length", 1, 24)
+
+
+def test_a_task_may_be_another_than_the_folders(folder: Path) -> None:
+    author, _ = open_author(ModuleSource(folder, task="feature-extraction"))
+    assert type(author.module).__name__ == "BertModel"
+
+
+def test_what_is_cast_as_a_module_follows_from_the_task(folder: Path, tmp_path: Path) -> None:
+    decoder = tiny_checkpoint(DECODERS["llama_tied"], tmp_path / "decoder")
+    assert is_module(ModuleSource(folder))
+    assert not is_module(ModuleSource(decoder))
+    assert is_module(ModuleSource(decoder, task="feature-extraction"))
+    assert is_module(ModuleSource(decoder, factory="a:b"))
+    assert is_module(ModuleSource(module=nn.Linear(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("classes", "task"),
+    [
+        (["BertForTokenClassification"], "token-classification"),
+        (["BertForQuestionAnswering"], "question-answering"),
+        (["BertForMaskedLM"], "fill-mask"),
+        (["ViTForImageClassification"], "image-classification"),
+        (["Wav2Vec2ForCTC"], "automatic-speech-recognition"),
+        (["BertModel"], "feature-extraction"),
+        (["LlamaForCausalLM"], "text-generation"),
+        ([], "text-generation"),
+    ],
+)
+def test_the_class_names_the_task(classes: list[str], task: str, folder: Path) -> None:
+    _, checkpoint = open_author(ModuleSource(folder))
+    changed = type(checkpoint)(folder, "safetensors", {"architectures": classes}, {}, {})
+    assert task_of(changed) == task
+
+
+def test_a_classifier_of_sounds_is_told_from_one_of_texts(folder: Path) -> None:
+    _, checkpoint = open_author(ModuleSource(folder))
+    config = {"architectures": ["HubertForSequenceClassification"], "feat_extract_norm": "group"}
+    assert task_of(type(checkpoint)(folder, "safetensors", config, {}, {})) == "audio-classification"
+
+
+def test_a_sentence_transformers_folder_is_known_by_its_modules(tmp_path: Path) -> None:
+    author, _ = open_author(ModuleSource(sentences(tmp_path / "it")))
+    assert author.task == "sentence-similarity"
+    assert author.finish is not None
+
+
+def test_an_unknown_task_is_refused_with_those_there_are(folder: Path) -> None:
+    assert refusal(ModuleSource(folder, task="translation")).startswith(
+        "There is no task 'translation'; choose one of text-generation, text-classification"
+    )
+
+
+def test_a_task_that_the_model_has_no_class_for_is_refused(folder: Path) -> None:
+    assert refusal(ModuleSource(folder, task="image-classification")).startswith(
+        "'bert' cannot be cast for image-classification: "
+    )
+
+
+def test_a_module_in_memory_brings_its_weights() -> None:
+    module = Layers()
+    author, checkpoint = open_author(ModuleSource(module=module, example_inputs=layers_examples()))
+    assert (author.mode, author.task, author.origin) == (None, MODULE, "a module in memory")
+    assert not author.is_pretrained
+    assert set(checkpoint.tensors) == set(module.state_dict())
+    np.testing.assert_array_equal(checkpoint.tensors["norm.running_mean"].read(), module.norm.running_mean)
+    assert checkpoint.tensors["norm.num_batches_tracked"].read().shape in ((), (1,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_of_any_float_is_cast_from_float32(dtype: torch.dtype) -> None:
+    module, example = nn.Linear(8, 4).to(dtype), torch.zeros(1, 8, dtype=dtype)
+    author, checkpoint = open_author(ModuleSource(module=module, example_inputs=example))
+    assert module.weight.dtype is dtype
+    assert {author.module.weight.dtype, author.inputs[0].example.dtype} == {torch.float32}
+    stored = torch.from_numpy(np.array(checkpoint.tensors["weight"].read()))
+    assert torch.equal(stored.to(torch.float64), module.weight.detach().to(torch.float64))
+
+
+def test_a_module_needs_examples() -> None:
+    assert refusal(ModuleSource(module=nn.Linear(2, 2))) == (
+        "A module needs example_inputs: one tensor for every input of its forward()."
+    )
+
+
+def test_a_factory_may_give_a_module_alone_where_it_takes_tokens(folder: Path, package: Write) -> None:
+    name = package(
+        """
+        from transformers import AutoModel
+        class Two(nn.Module):
+            def __init__(self, path):
+                super().__init__()
+                self.backbone = AutoModel.from_pretrained(path)
+                self.config = self.backbone.config
+                self.head = nn.Linear(64, 2)
+            def forward(self, input_ids, attention_mask):
+                return {"topic": self.head(self.backbone(input_ids, attention_mask).last_hidden_state[:, 0])}
+        def make(path):
+            return Two(path)
+        """
+    )
+    author, checkpoint = open_author(ModuleSource(folder, factory=f"{name}:make"))
+    assert [spec.name for spec in author.inputs] == ["input_ids", "attention_mask"]
+    assert author.axes["sequence_length"] == Axis("sequence_length", 1, 80)
+    assert author.origin == f"{name}:make"
+    assert "tokenizer.json" in checkpoint.side_files
+
+
+def test_a_factory_may_give_examples_and_free_axes(tmp_path: Path, package: Write) -> None:
+    name = package(
+        """
+        def two(path):
+            return nn.Linear(8, 4), torch.zeros(2, 5, 8)
+        def three(path):
+            return nn.Linear(8, 4), torch.zeros(2, 5, 8), {"input": {1: "length=1..9"}}
+        """
+    )
+    two, _ = open_author(ModuleSource(tmp_path, factory=f"{name}:two"))
+    three, _ = open_author(ModuleSource(tmp_path, factory=f"{name}:three"))
+    given = {"dynamic": {"input": {0: "rows"}}, "example_inputs": torch.ones(4, 8)}
+    asked, _ = open_author(ModuleSource(tmp_path, factory=f"{name}:three", **given))
+    assert asked.inputs[0].example.shape == (4, 8)
+    assert list(two.axes) == ["batch_size"]
+    assert three.axes == {"length": Axis("length", 1, 9)}
+    assert list(asked.axes) == ["rows"]
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("make", "--module make names no function; write package.file:function."),
+        (":make", "--module :make names no function; write package.file:function."),
+        ("NAME:", "--module NAME: names no function; write package.file:function."),
+        ("nowhere.at_all:make", "--module nowhere.at_all:make: No module named 'nowhere'; run where nowhere.at_all"),
+        ("NAME:other", "--module NAME:other: module 'NAME' has no attribute 'other'; run where NAME can be imported"),
+        ("NAME:number", "--module NAME:number is no function of one path; write one that takes SOURCE and gives"),
+        ("NAME:nothing", "--module NAME:nothing is no function of one path; write one that takes SOURCE and gives"),
+        ("NAME:text", "NAME:text gives str, not a torch.nn.Module; return a module."),
+    ],
+)
+def test_a_factory_that_is_none_is_refused(function: str, sentence: str, tmp_path: Path, package: Write) -> None:
+    name = package("number = 3\ndef nothing():\n    return nn.Linear(1, 1)\ndef text(path):\n    return 'text'\n")
+    given = function.replace("NAME", name)
+    message = refusal(ModuleSource(tmp_path, factory=given)).replace(repr(given), given)
+    assert message.startswith(sentence.replace("NAME", name))
+
+
+def test_a_factory_whose_module_takes_no_tokens_needs_examples(tmp_path: Path, package: Write) -> None:
+    name = package("def make(path):\n    return nn.Linear(8, 4)\n")
+    assert refusal(ModuleSource(tmp_path, factory=f"{name}:make")) == (
+        "Linear takes no input_ids, so truecast has no example; give example inputs."
+    )
