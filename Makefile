@@ -4,7 +4,6 @@
 # make conformance  write docs/conformance.md
 # make bench        write docs/benchmarks/ (see bench/README.md)
 # make study        train the two heads of examples/two_heads, measure every variant, write docs/study-two-heads/
-# make study        run examples/two_heads and write docs/study-two-heads/
 # make lock         write requirements.lock from the newest versions that pyproject.toml allows
 # make clean        remove the environment and the caches; models/ and out/ stay
 

@@ -114,6 +114,7 @@ def export(
     activations: str = "int8",
     exporter: str = "dynamo",
     optimization: str = "all",
+    save_optimized: bool = False,
     opset: int | None = None,
     method: str = "rtn",
     keep: Sequence[str] = (),
@@ -143,6 +144,7 @@ def export(
         activations: `int8` or `float`, for the products of quantized weights.
         exporter: `dynamo` or `torchscript`, for modules without a cache.
         optimization: what ONNX Runtime may do to the graph of such a module: `all`, `extended`, `basic` or `none`.
+        save_optimized: whether to keep the graph as ONNX Runtime rewrote it, too; it is bound to this machine.
         opset: version of the ONNX operators, where the target leaves a choice (`portable`: 21 to 25).
         method: `rtn`, `k-quant`, `hqq`, `gptq`, `awq` or `auto-round`, which makes the codes of int8 and int4.
         keep: rules PATTERN=PRECISION for weights that get another precision, as "lm_head=int8"; the last match counts.
@@ -178,6 +180,7 @@ def export(
         calibration=None if calibration is None else Path(calibration),
         exporter=exporter,
         optimization=optimization,
+        save_optimized=save_optimized,
     )
     if not without_cache:
         assert place is not None

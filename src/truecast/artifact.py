@@ -20,6 +20,8 @@ from truecast.errors import InputError
 
 MANIFEST_NAME = "truecast.json"
 GRAPH_NAME = "model.onnx"
+SAVED_NAME = "model.optimized.onnx"
+"""The graph as ONNX Runtime rewrote it for the machine that made it; only there it may be relied on."""
 SCHEMA_VERSION = 1
 HASH_CHUNK_BYTES = 1 << 22
 

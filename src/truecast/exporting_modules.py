@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from truecast.artifact import GRAPH_NAME, Manifest, require_free, sha256_of
+from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, require_free, sha256_of
 from truecast.calibration.feeds import read_feeds
 from truecast.calibration.ranges import weight_ranges
 from truecast.checkpoint.memory import STATE, state_digest
@@ -25,7 +25,9 @@ from truecast.describing import described_module, with_decoded, with_entries
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.exporting import Progress, published, rule_chooser, with_files, write, write_side_files
+from truecast.measure.environment import environment
 from truecast.requesting import Request
+from truecast.runtime.providers import open_session
 from truecast.targets import find_target
 from truecast.trace.interface import forget_inner_shapes
 from truecast.trace.module import ModuleTrace, trace_module
@@ -34,7 +36,7 @@ from truecast.trace.opening import ModuleSource, open_author
 from truecast.trace.outputs import drop_outputs
 from truecast.trace.torchscript import LATEST, trace_torchscript
 from truecast.weights.adopting import adopt_products
-from truecast.weights.decoders import swap_before_decoding
+from truecast.weights.decoders import decoding_entries, swap_before_decoding
 from truecast.weights.emitters import EMITTERS
 from truecast.weights.integers import Range
 from truecast.weights.packing import Packer
@@ -114,17 +116,35 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename, beyond, partial=True)
     dropped = drop_outputs(trace.model, sources.is_there)
     packer = _bind(trace, sources, request, target.dialect, ranges)
+    entries = {**decoding_entries(trace.model), **packer.session_entries}
     weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
+    bound = _saved(folder, request, packer.session_entries) if request.save_optimized else []
     hashes = {path.name: sha256_of(path) for path in checkpoint.files}
     if not hashes:
         hashes = {STATE: state_digest(checkpoint)}
     ignored = {**checkpoint.ignored, **sources.unused()}
     manifest = described_module(checkpoint, target, request, trace, author, source.factory, weights, ignored, hashes)
-    manifest = with_entries(with_decoded(manifest, packer.decoded), packer.session_entries)
-    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped]})
+    manifest = with_entries(with_decoded(manifest, packer.decoded), entries)
+    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped, *bound]})
     write_side_files(checkpoint, target, manifest, folder)
     return _Cast(with_files(manifest, folder), checkpoint)
+
+
+def _saved(folder: Path, request: Request, entries: Mapping[str, str]) -> list[str]:
+    """Saves the graph as ONNX Runtime rewrites it on this machine, weights included; says what that binds it to."""
+    open_session(
+        folder / GRAPH_NAME,
+        request.provider,
+        entries=entries,
+        level=request.optimization,
+        optimized_model=folder / SAVED_NAME,
+    )
+    where = environment()
+    return [
+        f"{SAVED_NAME} is the graph as ONNX Runtime {where['onnxruntime']} rewrote it at the level "
+        f"{request.optimization} for this processor ({where['features']}); use it on the like of it only."
+    ]
 
 
 def _bind(

@@ -56,6 +56,7 @@ class Request:
     exporter: str = "dynamo"
     optimization: str = "all"
     calibration_method: str = "minmax"
+    save_optimized: bool = False
 
     def check(self) -> None:
         """Raises InputError for a value that no export can take."""

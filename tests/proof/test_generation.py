@@ -10,7 +10,16 @@ import pytest
 from tests.proof.conftest import Artifact
 from tests.proof.planting import manifest_of
 from truecast.checkpoint import open_checkpoint
-from truecast.proof.generation import Story, agreement, author_story, generation_check, new_tokens, shipped_check
+from truecast.proof.generation import (
+    Story,
+    agreement,
+    author_story,
+    confirmed_story,
+    generated,
+    generation_check,
+    new_tokens,
+    shipped_check,
+)
 from truecast.proof.prompts import PROMPTS, TEXTS, prompt_tokens, text_tokens
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import open_decoder
@@ -55,13 +64,34 @@ def test_the_author_and_the_artifact_tell_the_same_story(made: Artifact) -> None
     prompts, real = prompt_tokens(folder, 300)
     assert real and len(prompts) == len(PROMPTS) >= 8
     told = author_story(reference, prompts, 12)
-    decoder = open_decoder(folder, info)
-    assert generation_check(decoder, told, 1e-4, "n").passed
-    assert shipped_check(decoder, told, "n").measured == 12
+    tokens = generated(open_decoder(folder, info), prompts, 12)
+    assert generation_check(tokens, told, 1e-4, "n").passed
+    assert shipped_check(tokens, told, "n").measured == 12
+    confirmed = confirmed_story(reference, prompts, told.tokens)
+    assert confirmed is not None and (confirmed.tokens == told.tokens).all()
+    np.testing.assert_allclose(confirmed.gaps, told.gaps, atol=1e-5)
     told.tokens[3, 5] += 1
     told.gaps[3, 5] = 2.0
-    check = generation_check(decoder, told, 1e-4, "n")
+    assert confirmed_story(reference, prompts, told.tokens) is None
+    check = generation_check(tokens, told, 1e-4, "n")
     assert not check.passed and "prompt 3 at token 5" in check.detail
+
+
+@pytest.mark.parametrize("place", [(0, 0), (7, 11)])
+def test_the_first_and_the_last_token_must_be_the_authors_own(place: tuple[int, int], made: Artifact) -> None:
+    folder = made(CASE, "fp32")
+    reference = Reference.build(open_checkpoint(manifest_of(folder).source.path))
+    reference.load_checkpoint()
+    prompts, _ = prompt_tokens(folder, 300)
+    tokens = author_story(reference, prompts, 12).tokens
+    tokens[place] = (tokens[place] + 1) % 300
+    assert confirmed_story(reference, prompts, tokens) is None
+
+
+def test_what_cannot_be_generated_fails() -> None:
+    check = generation_check("generation does not run: why", story(), 1.0, "n")
+    assert not check.passed and check.detail == "generation does not run: why"
+    assert not shipped_check("generation does not run: why", story(), "n").passed
 
 
 @pytest.mark.parametrize(("context", "count"), [(None, 64), (1000, 64), (50, 41), (5, 1)])

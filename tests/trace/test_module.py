@@ -45,10 +45,14 @@ class Fixed(Base):
         return self.linear(x).reshape(-1, 5, 4, 2)
 
 
-class Even(Base):
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        return self.linear(x).reshape(batch, length // 2, 2 * width) + torch.zeros(1, length // 2, 1)
+class Doubled(Base):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.linear(x) + torch.cat([y, y], 1)
+
+
+class Summed(Base):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.linear(x) + y
 
 
 class Shared(nn.Module):
@@ -148,9 +152,15 @@ def test_an_axis_that_the_model_fixes_is_refused() -> None:
 
 
 def test_an_axis_that_takes_only_multiples_is_refused() -> None:
-    message = refusal(Even(), {"x": {1: "length"}}, torch.zeros(2, 6, 8))
+    examples = (torch.zeros(2, 6, 8), torch.zeros(2, 3, 8))
+    message = refusal(Doubled(), {"x": {1: "length=4.."}, "y": {1: "half"}}, examples)
     assert message.startswith("The model takes only sizes of the form 2*")
     assert message.endswith(" for axis 1 of x (length); leave it fixed.")
+
+
+def test_axes_that_the_model_ties_need_one_name() -> None:
+    message = refusal(Summed(), {"x": {1: "length"}, "y": {1: "other"}}, (X, X.clone()))
+    assert message == "The model takes one size only for axis 1 of x (length) and axis 1 of y (other); give them one name."
 
 
 def test_a_shared_weight_has_one_name_and_a_buffer_its_values() -> None:

@@ -132,6 +132,10 @@ Optimization = Annotated[
         help="What ONNX Runtime may do to a graph without a cache when it loads it: all, extended, basic or none.",
     ),
 ]
+SaveOptimized = Annotated[
+    bool,
+    typer.Option("--save-optimized", help="Keep the graph as ONNX Runtime rewrote it, too; bound to this machine."),
+]
 Task = Annotated[
     str | None,
     typer.Option(

@@ -1,6 +1,6 @@
 """Fake quantization of modules trained with it: QuantizeLinear and DequantizeLinear, with the module's own scales.
 
-torch's FakeQuantize rounds its input to the codes of a range and back: (clamp(round(x / scale) + zero, low, high) - zero)
+torch's FakeQuantize rounds its input to codes and back: (clamp(round(x / scale) + zero, low, high) - zero)
 · scale. Modules of torchao's PT2E flow, once converted, hold the two operators themselves, and torch's exporter keeps
 them; here are the ones that hold torch's modules.
 """

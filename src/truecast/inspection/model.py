@@ -69,10 +69,11 @@ class Recommendation:
 class Inspection:
     """What `truecast inspect` answers. Sizes in bytes; None where the configuration does not tell.
 
-    `task` is what the model is for, in the Hub's words. `parameters` counts a tied tensor once. `quantization` names the library that quantized the weights, None for
-    floats; `left_in_float` are then the modules whose matrices it did not quantize. `ignored` counts tensors that no
-    weight needs, by the reason. `kv_bytes_per_token` is for a float32 cache. `obstacle` is the sentence that says why
-    `choices` is empty. `notices` are sentences that the user should read.
+    `task` is what the model is for, in the Hub's words. `parameters` counts a tied tensor once. `quantization` names
+    the library that quantized the weights, None for floats; `left_in_float` are then the modules whose matrices it did
+    not quantize. `ignored` counts tensors that no weight needs, by the reason. `kv_bytes_per_token` is for a float32
+    cache. `obstacle` is the sentence that says why `choices` is empty. `notices` are sentences that the user should
+    read.
     """
 
     path: str

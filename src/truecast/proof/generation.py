@@ -1,6 +1,8 @@
 """Tier 4: the same greedy tokens as the author's model, from prompts of unequal length in one batch.
 
-The artifact generates through truecast's own runtime, the author's model in a plain loop. Where the two part, the
+The artifact generates through truecast's own runtime. If the author's model, given each of these texts at once, chooses
+every token behind those before it, they are its own greedy texts (`confirmed_story`). Otherwise it generates in a plain
+loop (`author_story`), and so it does where its rotation depends on the length of the text. Where the two part, the
 author's model is asked how much it prefers its own token; only when that is less than the error measured in tier 2 (a
 logit may be off by it, upwards in one token and downwards in the other) is the difference excused. Behind the first
 difference a row is not compared: the texts are different ones.
@@ -77,6 +79,30 @@ def author_story(
     return Story(prompts, np.stack(tokens, 1), np.stack(gaps, 1))
 
 
+def confirmed_story(reference: Reference, prompts: Sequence[Sequence[int]], tokens: Array) -> Story | None:
+    """Tokens [rows, count] as the author's story; None where his model would have chosen another one anywhere."""
+    gaps = []
+    for prompt, row in zip(prompts, tokens, strict=True):
+        ids = np.array([[*prompt, *row[:-1]]], np.int64)
+        mask = np.ones_like(ids)
+        reference.reset()
+        logits = reference.step(reference.new_cache(), ids, mask, positions(mask, ids.shape[1]), len(row))[0]
+        if not np.array_equal(logits.argmax(-1), row):
+            return None
+        best = np.partition(logits, -2, axis=-1)[:, -2:]
+        gaps.append(best[:, 1] - best[:, 0])
+    return Story(prompts, tokens, np.stack(gaps))
+
+
+def generated(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Array | str:
+    """`artifact_tokens`, or why they cannot be generated."""
+    try:
+        tokens = artifact_tokens(decoder, prompts, count)
+    except RUN_ERRORS as problem:
+        return f"generation does not run: {str(problem).strip().splitlines()[0]}"
+    return tokens
+
+
 def artifact_tokens(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Array:
     """Greedy tokens [rows, count] of the artifact; no row ends early."""
     options = GenerationOptions(max_new_tokens=count, eos_token_ids=())
@@ -104,13 +130,11 @@ def agreement(story: Story, tokens: Array, error: float) -> Agreement:
     return Agreement(tuple(equal), excused, tuple(parted))
 
 
-def generation_check(decoder: Decoder, story: Story, error: float, name: str) -> Check:
-    """The gate: no row may part from the author's but at a tie."""
-    count = story.tokens.shape[1]
-    try:
-        found = agreement(story, artifact_tokens(decoder, story.prompts, count), error)
-    except RUN_ERRORS as problem:
-        return broken(TIER, name, f"generation does not run: {str(problem).strip().splitlines()[0]}")
+def generation_check(tokens: Array | str, story: Story, error: float, name: str) -> Check:
+    """The gate: no row may part from the author's but at a tie. `tokens` are what was `generated`."""
+    if isinstance(tokens, str):
+        return broken(TIER, name, tokens)
+    found, count = agreement(story, tokens, error), story.tokens.shape[1]
     detail = (
         f"{len(story.prompts)} prompts of {_lengths(story)} tokens, {count} new each; {found.excused} part at a tie"
     )
@@ -119,13 +143,11 @@ def generation_check(decoder: Decoder, story: Story, error: float, name: str) ->
     return check(TIER, name, float(len(found.parted)), 0.0, "rows that part", detail)
 
 
-def shipped_check(decoder: Decoder, story: Story, name: str) -> Check:
+def shipped_check(tokens: Array | str, story: Story, name: str) -> Check:
     """Reported, not gated: how long the texts stay the same with int8 activations."""
-    count = story.tokens.shape[1]
-    try:
-        found = agreement(story, artifact_tokens(decoder, story.prompts, count), 0.0)
-    except RUN_ERRORS as problem:
-        return broken(TIER, name, f"generation does not run: {str(problem).strip().splitlines()[0]}")
+    if isinstance(tokens, str):
+        return broken(TIER, name, tokens)
+    found, count = agreement(story, tokens, 0.0), story.tokens.shape[1]
     same = sum(length == count for length in found.equal)
     detail = f"mean of the equal tokens at the start; {same} of {len(found.equal)} texts are the very same"
     return reported(TIER, name, float(np.mean(found.equal)), f"of {count} tokens", detail)

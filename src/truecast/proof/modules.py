@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-import torch
 
-from truecast.artifact import Certificate, Check, Manifest, Status
+from truecast.artifact import SAVED_NAME, Certificate, Check, Manifest, Status
 from truecast.errors import InputError
 from truecast.measure.environment import environment
 from truecast.proof.cosines import Cosines
@@ -31,11 +30,10 @@ from truecast.proof.operators import Array
 from truecast.proof.parity import NOISE_FACTOR, RELATIVE, half_limit
 from truecast.proof.quality import Noise, signal_to_noise
 from truecast.proof.reference import Reference
-from truecast.proof.sessions import RUN_ERRORS, open_module
+from truecast.proof.sessions import RUN_ERRORS, open_module, open_saved
 from truecast.proof.static import kernel_check
 from truecast.proof.tally import Worst, broken, check
 from truecast.proof.weights import accounting_checks, hash_check, value_check
-from truecast.runtime.processors import default_threads
 from truecast.trace.author import AuthorModule
 from truecast.trace.opening import ModuleSource, open_author
 
@@ -43,8 +41,6 @@ TIER = "parity"
 ACTIVATION_COSINE, FORMAT_COSINE = 0.99, 0.9
 """Least cosine of an output with the reference's, the mean over the grid. Activations: what embeddings are commonly
 held to for retrieval. Format: against catastrophe only, since random tokens move an encoder further than text does."""
-SMALL_MODEL = 10_000_000
-"""Weights below which one thread of torch is the fastest."""
 FORMAT_NAME, ACTIVATION_NAME = "price of the format", "price of the activations"
 
 Progress = Callable[[str, int, int], None]
@@ -68,6 +64,33 @@ class _Way:
     format_cosines: dict[str, Cosines] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Case:
+    """What is to be proven, opened."""
+
+    folder: Path
+    manifest: Manifest
+    model: ir.Model
+    author: AuthorModule
+    reference: Reference
+    weights: Mapping[str, HeldWeight]
+    report: Progress
+
+    @property
+    def is_quantized(self) -> bool:
+        return any(weight.quantization is not None for weight in self.weights.values())
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether every weight has the values that the checkpoint has, so that its format costs nothing."""
+        own = all(weight.quantization is None or weight.own for weight in self.weights.values())
+        return own and self.manifest.precision != "fp16"
+
+    def outputs(self, point: ModulePoint) -> Outputs:
+        """The author's."""
+        return self.reference.outputs(self.author, point.tensors)
+
+
 def prove_module(
     folder: Path,
     source: ModuleSource,
@@ -84,13 +107,13 @@ def prove_module(
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.of_module(author, checkpoint)
     weights = held_weights(model, manifest.weights, reference.sources)
-    with _threads(reference):
-        checks = _static(folder, model, manifest, author, reference, weights, report)
+    case = _Case(folder, manifest, model, author, reference, weights, report)
+    with reference.threads():
+        checks = _static(case)
         if not next(check for check in checks if check.name == "kernels").passed:
             return _certificate(checks, [], {})
-        quantized = any(weight.quantization is not None for weight in weights.values())
-        noise = signal_to_noise(reference, weights, reference.sources) if quantized else {}
-        run, notes = _run(folder, manifest, author, reference, weights, report)
+        noise = signal_to_noise(reference, weights, reference.sources) if case.is_quantized else {}
+        run, notes = _run(case)
     return _certificate([*checks, *run], notes, noise)
 
 
@@ -101,19 +124,13 @@ def _certificate(checks: Sequence[Check], notes: Sequence[str], noise: Noise) ->
     )
 
 
-def _static(
-    folder: Path,
-    model: ir.Model,
-    manifest: Manifest,
-    author: AuthorModule,
-    reference: Reference,
-    weights: Mapping[str, HeldWeight],
-    report: Progress,
-) -> list[Check]:
-    values, _ = value_check(reference, weights, lambda done, total: report("check weights", done, total))
+def _static(case: _Case) -> list[Check]:
+    """Tier 1: every check that runs no module."""
+    model, manifest, reference, weights = case.model, case.manifest, case.reference, case.weights
+    values, _ = value_check(reference, weights, lambda done, total: case.report("check weights", done, total))
     return [
-        *module_graph_checks(model, manifest, author),
-        kernel_check(folder, model, manifest.graph.file),
+        *module_graph_checks(model, manifest, case.author),
+        kernel_check(case.folder, model, manifest.graph.file),
         *accounting_checks(model, manifest, reference, weights),
         hash_check(model, manifest),
         *quantization_checks(model, manifest, weights, reference.sources.tied),
@@ -121,70 +138,50 @@ def _static(
     ]
 
 
-class _threads:  # noqa: N801 - a context manager
-    """torch's threads while a module is proven: one for a small module."""
-
-    def __init__(self, reference: Reference) -> None:
-        size = sum(parameter.numel() for parameter in reference.parameters.values())
-        self.count, self.before = (1 if size < SMALL_MODEL else default_threads()), torch.get_num_threads()
-
-    def __enter__(self) -> None:
-        torch.set_num_threads(self.count)
-
-    def __exit__(self, *error: object) -> None:
-        torch.set_num_threads(self.before)
-
-
-def _run(
-    folder: Path,
-    manifest: Manifest,
-    author: AuthorModule,
-    reference: Reference,
-    weights: Mapping[str, HeldWeight],
-    report: Progress,
-) -> tuple[list[Check], list[str]]:
-    points, refused = _taken(author, reference)
-    keeps = all(weight.quantization is None or weight.own for weight in weights.values())
-    keeps = keeps and manifest.precision != "fp16"
-    original = [] if keeps else [_author(author, reference, point) for point in points]
-    if not keeps:
-        reference.load_held(weights)
+def _run(case: _Case) -> tuple[list[Check], list[str]]:
+    """Tier 2: checks, and notes on the points that were left out."""
+    points, refused = _taken(case)
+    original = [] if case.keeps_values else [case.outputs(point) for point in points]
+    if not case.keeps_values:
+        case.reference.load_held(case.weights)
     try:
-        ways = _ways(folder, manifest, weights, keeps)
+        ways = _ways(case)
     except InputError as error:
         return [broken(TIER, "the runtime opens the graph", str(error))], refused
     for index, point in enumerate(points):
-        want = _author(author, reference, point)
+        want = case.outputs(point)
         for way in ways:
-            _compare(way, author, reference, point, want, original[index] if original else None)
-        report("compare", index + 1, len(points))
-    against = "the original" if keeps else "the original with these weights"
+            _compare(way, case, point, want, original[index] if original else None)
+        case.report("compare", index + 1, len(points))
+    against = "the original" if case.keeps_values else "the original with these weights"
     checks = [c for way in ways for c in _way_checks(way, against)]
     if not ways[-1].tight and ways[-1].limit is None:
         checks += _cosine_checks(ACTIVATION_NAME, ways[-1].cosines, ACTIVATION_COSINE)
-    if not keeps:
+    if not case.keeps_values:
         checks += _cosine_checks(FORMAT_NAME, ways[-1].format_cosines, FORMAT_COSINE)
     return checks, refused
 
 
-def _ways(folder: Path, manifest: Manifest, weights: Mapping[str, HeldWeight], keeps: bool) -> list[_Way]:
-    info = manifest.graph
-    if any(weight.quantization is not None for weight in weights.values()):
+def _ways(case: _Case) -> list[_Way]:
+    """The ways of running the graph, the one that users run last."""
+    folder, info, keeps = case.folder, case.manifest.graph, case.keeps_values
+    if case.is_quantized:
         exact = _Way("exact products", open_module(folder, info, exact=True), True)
         return [exact, _Way("as shipped", open_module(folder, info), False)]
     limit = half_limit(sum(info.lowered.values())) if not keeps else None
     shipped = _Way("as shipped", open_module(folder, info), keeps, limit)
-    plain = _Way("without optimization", open_module(folder, info, optimize=False), keeps, limit)
-    return [plain, shipped] if keeps else [shipped]
+    saved = [_Way("as saved", open_saved(folder, info), keeps, limit)] if (folder / SAVED_NAME).is_file() else []
+    plain = [_Way("without optimization", open_module(folder, info, optimize=False), keeps, limit)] if keeps else []
+    return [*plain, *saved, shipped]
 
 
-def _taken(author: AuthorModule, reference: Reference) -> tuple[list[ModulePoint], list[str]]:
+def _taken(case: _Case) -> tuple[list[ModulePoint], list[str]]:
     """The points that the author's module takes, its checkpoint's weights loaded, and a note for the others."""
-    reference.load_checkpoint()
+    case.reference.load_checkpoint()
     points, refused = [], []
-    for point in module_points(author):
+    for point in module_points(case.author):
         try:
-            reference.outputs(author, point.tensors)
+            case.outputs(point)
         except (RuntimeError, IndexError, ValueError) as error:
             refused.append(f"The module itself does not take {point.name}: {str(error).splitlines()[0]}.")
         else:
@@ -194,14 +191,8 @@ def _taken(author: AuthorModule, reference: Reference) -> tuple[list[ModulePoint
     return points, refused
 
 
-def _author(author: AuthorModule, reference: Reference, point: ModulePoint) -> Outputs:
-    return reference.outputs(author, point.tensors)
-
-
-def _compare(
-    way: _Way, author: AuthorModule, reference: Reference, point: ModulePoint, want: Outputs, original: Outputs | None
-) -> None:
-    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(author.inputs, point.tensors, strict=True)}
+def _compare(way: _Way, case: _Case, point: ModulePoint, want: Outputs, original: Outputs | None) -> None:
+    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(case.author.inputs, point.tensors, strict=True)}
     taken = {value.name for value in way.session.get_inputs()}
     names = [value.name for value in way.session.get_outputs()]
     try:
@@ -214,7 +205,7 @@ def _compare(
         if value.shape != expected.shape:
             way.faults.append(f"{point.name}: {name} has the shape {value.shape} instead of {expected.shape}")
             continue
-        _take(way, author, reference, point, name, np.asarray(value), expected)
+        _take(way, case, point, name, np.asarray(value), expected)
         if original is not None:
             way.format_cosines.setdefault(name, Cosines()).add(np.asarray(value), original[name])
 
@@ -225,9 +216,7 @@ def _as_declared(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> d
     return {name: array.astype(np.float16) if name in halves else array for name, array in feeds.items()}
 
 
-def _take(
-    way: _Way, author: AuthorModule, reference: Reference, point: ModulePoint, name: str, got: Array, want: Array
-) -> None:
+def _take(way: _Way, case: _Case, point: ModulePoint, name: str, got: Array, want: Array) -> None:
     got, want = got.astype(np.float64), want.astype(np.float64)
     odd = ~np.isfinite(want)
     if not np.array_equal(got[odd], want[odd], equal_nan=False) or not np.isfinite(got[~odd]).all():
@@ -238,17 +227,17 @@ def _take(
     error, scale = float(np.abs(got[~odd] - want[~odd]).max()), float(np.abs(want[~odd]).max()) or 1.0
     limit = way.limit if way.limit is not None else RELATIVE
     if way.tight and not error <= RELATIVE * scale:
-        noise = np.abs(_in_float64(author, reference, point)[name].astype(np.float64) - want)[~odd].max()
+        noise = np.abs(_in_float64(case, point)[name].astype(np.float64) - want)[~odd].max()
         limit = max(RELATIVE, NOISE_FACTOR * float(noise) / scale)
     way.worst.setdefault(name, Worst()).add(error / scale, limit, point.name)
     if not way.tight:
         way.cosines.setdefault(name, Cosines()).add(got, want)
 
 
-def _in_float64(author: AuthorModule, reference: Reference, point: ModulePoint) -> Outputs:
+def _in_float64(case: _Case, point: ModulePoint) -> Outputs:
     wide = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in point.tensors)
-    with reference.in_float64():
-        return reference.outputs(author, wide)
+    with case.reference.in_float64():
+        return case.reference.outputs(case.author, wide)
 
 
 def _way_checks(way: _Way, against: str) -> Iterator[Check]:

@@ -13,7 +13,7 @@ copy of the graph. Nodes that `factors_of` does not know stay as they are and ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,36 +83,40 @@ class Products:
     def _check(self, folder: Path, file: str) -> Check:
         worst = Worst()
         try:
-            for given, results in self._runs(folder, file):
-                for name, factor in self.factors.items():
-                    error = self._error(factor, given[factor.shape[1]], results[name])
-                    worst.add(error, RELATIVE, f"{factor.node.name}, {len(given[factor.shape[1]])} rows")
+            given, results = self._run(folder, file)
         except RUN_ERRORS as problem:
             return broken(TIER, NAME, str(problem).strip().splitlines()[0])
+        for name, factor in self.factors.items():
+            errors = self._errors(factor, given[factor.shape[1]], results[name])
+            worst.add(float(errors.max()), RELATIVE, f"{factor.node.name}, row {int(errors.argmax())}")
         detail = f"worst at {worst.where}; {len(self.factors)} products, {', '.join(map(str, ROWS))} rows"
         return check(TIER, NAME, worst.value, RELATIVE, "of the largest result", detail)
 
-    def _runs(self, folder: Path, file: str) -> Iterator[tuple[dict[int, Array], dict[str, Array]]]:
-        """For each number of rows: inputs by width, and every factor's results."""
+    def _run(self, folder: Path, file: str) -> tuple[dict[int, Array], dict[str, Array]]:
+        """Inputs [rows, in] by their width, and every factor's results [rows, out]; the rows of each run in order."""
         model = load_graph(folder, file)
         names = _alone(model, self.factors)
         session = session_of(model, folder)
         numbers = np.random.default_rng(SEED)
         widths = sorted({factor.shape[1] for factor in self.factors.values()})
-        for rows in ROWS:
-            given = {width: numbers.standard_normal((rows, width), np.float32) for width in widths}
-            results = session.run(list(names.values()), {f"x{width}": x for width, x in given.items()})
-            yield given, dict(zip(names, results, strict=True))
+        given = {width: numbers.standard_normal((sum(ROWS), width), np.float32) for width in widths}
+        ends = np.cumsum(ROWS)
+        runs = [
+            session.run(list(names.values()), {f"x{width}": x[stop - rows : stop] for width, x in given.items()})
+            for rows, stop in zip(ROWS, ends, strict=True)
+        ]
+        return given, {name: np.concatenate(parts) for name, parts in zip(names, zip(*runs, strict=True), strict=True)}
 
-    def _error(self, factor: _Factor, x: Array, got: Array) -> float:
-        """The largest error of a factor's results [rows, out], in parts of the largest of each row."""
+    def _errors(self, factor: _Factor, x: Array, got: Array) -> Array:
+        """The largest error of each row of a factor's results, in parts of the row's largest."""
         want = np.empty((len(x), factor.shape[0]), np.float32)
         for start, stop in row_chunks(factor.shape):
             want[:, start:stop] = x @ self._weight(factor, start, stop).T
-        if got.shape != want.shape or not np.isfinite(got).all():
-            return np.inf
+        if got.shape != want.shape:
+            return np.full(len(x), np.inf)
         largest = np.abs(want).max(1)
-        return float((np.abs(got - want).max(1) / np.where(largest > 0, largest, 1)).max())
+        errors: Array = np.abs(got - want).max(1) / np.where(largest > 0, largest, 1)
+        return np.nan_to_num(errors, nan=np.inf)
 
     def _weight(self, factor: _Factor, start: int, stop: int) -> Array:
         """Rows of W, decoded once if there is memory to keep them."""

@@ -10,8 +10,7 @@ load does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,14 @@ from truecast.measure.environment import environment
 from truecast.proof.bisect import bisect
 from truecast.proof.cache import cache_checks
 from truecast.proof.float_cache import coded_bits
-from truecast.proof.generation import author_story, generation_check, new_tokens, shipped_check
+from truecast.proof.generation import (
+    author_story,
+    confirmed_story,
+    generated,
+    generation_check,
+    new_tokens,
+    shipped_check,
+)
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.operators import Array
 from truecast.proof.parity import (
@@ -59,14 +65,11 @@ from truecast.proof.tables import table_checks
 from truecast.proof.tally import broken
 from truecast.proof.variants import variant_checks
 from truecast.proof.weights import Fault, accounting_checks, hash_check, value_check
-from truecast.runtime.processors import default_threads
 from truecast.weights.sources import Sources
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the amount done and the amount in all."""
 
-SMALL_MODEL = 10_000_000
-"""Weights below which one thread of torch is the fastest: its threads wait for each other longer than they compute."""
 BISECTED_POINTS = 3
 """Failing points that a bisection looks at, in the order of the grid."""
 VARIANT_POINTS = ("left padding", "right padding")
@@ -104,6 +107,12 @@ class _Case:
         made_here = any(weight.quantization is not None and not weight.own for weight in self.weights.values())
         same = self.floats is self.reference.sources and not self.is_library_made
         return self.manifest.precision != "fp16" and not made_here and same
+
+    @property
+    def is_all_held(self) -> bool:
+        """Whether nothing of the checkpoint is compared with, or needed, beside what the artifact holds."""
+        held = (self.reference.held(name, self.weights) is not None for name in self.reference.parameters)
+        return self.keeps_values and not self.is_float32 and not self.texts and all(held)
 
     @property
     def is_library_made(self) -> bool:
@@ -165,7 +174,7 @@ def prove(
     weights = held_weights(model, manifest.weights, reference.sources)
     floats = reference.sources if original is None else replace(reference.sources, checkpoint=original)
     case = _Case(folder, manifest, model, reference, weights, floats, tuple(texts), report)
-    with _threads(reference):
+    with reference.threads():
         checks, faults = _static(case, checkpoint.config)
         if not next(check for check in checks if check.name == "kernels").passed:
             return _certificate(checks, [], {})
@@ -183,17 +192,6 @@ def _certificate(checks: list[Check], notes: Sequence[str], noise: Noise) -> Cer
     return Certificate(
         status=status, environment=environment(), checks=checks, notes=list(notes), signal_to_noise=noise
     )
-
-
-@contextmanager
-def _threads(reference: Reference) -> Iterator[None]:
-    before = torch.get_num_threads()
-    size = sum(parameter.numel() for parameter in reference.parameters.values())
-    torch.set_num_threads(1 if size < SMALL_MODEL else default_threads())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _static(case: _Case, config: Mapping[str, Any]) -> tuple[list[Check], list[Fault]]:
@@ -242,7 +240,8 @@ def _limits(case: _Case, config: Mapping[str, Any]) -> Limits:
 def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Point]]:
     """Tiers 2 and 4: checks, notes, and the points that failed."""
     points, notes = grid(limits)
-    case.reference.load_checkpoint(case.floats)
+    if not case.is_all_held:
+        case.reference.load_checkpoint(case.floats)
     originals: dict[str, list[Array]] = {}
     if not case.keeps_values:
         originals = {p.name: list(reference_logits(case.reference, p)) for p in points if p.text}
@@ -334,11 +333,17 @@ def _generation(case: _Case, limits: Limits, usual: Subject, shipped: Subject) -
     if limits.context is not None:
         prompts = [prompt[: max(1, limits.context - 1)] for prompt in prompts]
     count = new_tokens(prompts, limits.context)
-    story = author_story(case.reference, prompts, count, case.stage("generate"))
+    tokens = generated(usual.decoder, prompts, count)
+    story = None
+    if not isinstance(tokens, str) and tokens.shape == (len(prompts), count) and not limits.thresholds:
+        story = confirmed_story(case.reference, prompts, tokens)
+    if story is None:
+        story = author_story(case.reference, prompts, count, case.stage("generate"))
     name = f"greedy tokens against {case.against}"
-    checks = [generation_check(usual.decoder, story, usual.error, f"{usual.name}, {name}")]
+    checks = [generation_check(tokens, story, usual.error, f"{usual.name}, {name}")]
     if shipped.decoder is not usual.decoder:
-        checks.append(shipped_check(shipped.decoder, story, f"{shipped.name}, {name}"))
+        as_shipped = generated(shipped.decoder, prompts, count)
+        checks.append(shipped_check(as_shipped, story, f"{shipped.name}, {name}"))
     return checks
 
 

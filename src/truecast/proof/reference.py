@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.proof.held import HeldWeight, row_chunks
 from truecast.proof.operators import Array
+from truecast.runtime.processors import default_threads
 from truecast.trace.author import AuthorModule
 from truecast.trace.module import shared_names
 from truecast.trace.skeleton import (
@@ -33,6 +34,9 @@ from truecast.trace.skeleton import (
     tied_names,
 )
 from truecast.weights.sources import Sources, finite_rows
+
+SMALL_MODEL = 10_000_000
+"""Weights below which one thread of torch is the fastest: its threads wait for each other longer than they compute."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,17 @@ class Reference:
     def turned(self, weight: HeldWeight) -> bool:
         """Whether the artifact holds a weight with the axes of the author's parameter swapped."""
         return weight.transposed or (weight.quantization is not None and weight.parameter in self.transposed)
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """As many of torch's threads as suit the size of the model, while the context lasts."""
+        before = torch.get_num_threads()
+        size = sum(parameter.numel() for parameter in self.parameters.values())
+        torch.set_num_threads(1 if size < SMALL_MODEL else default_threads())
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def reset(self) -> None:
         """Undoes what earlier calls left in the modules: some rotary embeddings remember the longest sequence."""

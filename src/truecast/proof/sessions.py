@@ -17,7 +17,7 @@ from types import MappingProxyType
 import onnx_ir as ir
 import onnxruntime as ort
 
-from truecast.artifact import GraphInfo
+from truecast.artifact import SAVED_NAME, GraphInfo
 from truecast.errors import InputError, TruecastError
 from truecast.proof.float_cache import coded_bits, float_info, with_float_cache
 from truecast.proof.held import load_graph
@@ -74,6 +74,12 @@ def open_module(
     if optimize:
         options.graph_optimization_level = LEVELS[info.optimization]
     return _session(folder, info.file, options, [exact_products] if exact else [])
+
+
+def open_saved(folder: Path, info: GraphInfo) -> ort.InferenceSession:
+    """A session of the graph as ONNX Runtime rewrote and saved it; raises InputError as `open_module` does."""
+    path = str(folder / SAVED_NAME)
+    return _load(path, _options(False, False, None, info.session_entries), path)
 
 
 def session_of(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:

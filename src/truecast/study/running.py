@@ -12,7 +12,6 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from truecast.errors import InputError, TruecastError
 from truecast.study.data import read_examples
@@ -90,16 +89,16 @@ def run_study(
         ) from None
     ordered = tuple(rows[task.variant.name] for task in tasks)
     verdict = judge(ordered, plan.accept, drift)
-    report = Report(name=plan.name, plan=shown(plan), rows=ordered, drift=drift, verdict=verdict)
+    plain = plan.model_dump(mode="json")
+    report = shown(Report(name=plan.name, plan=plain, rows=ordered, drift=drift, verdict=verdict))
     write_reports(report, store.out)
     return report
 
 
-def shown(plan: Plan) -> dict[str, Any]:
-    """The plan for a report: paths below the working directory are told from there."""
-    here = f"{Path.cwd()}{os.sep}"
-    found: dict[str, Any] = json.loads(plan.model_dump_json().replace(json.dumps(here)[1:-1], ""))
-    return found
+def shown(report: Report) -> Report:
+    """The report with paths below the working directory told from there."""
+    here = json.dumps(f"{Path.cwd()}{os.sep}")[1:-1]
+    return Report.model_validate_json(report.model_dump_json().replace(here, ""))
 
 
 def _reference(task: Task, store: Store, rows: dict[str, Row], told: Watch, cluster: str | None) -> None:

@@ -33,7 +33,7 @@ def judge(rows: Sequence[Row], accept: Accept, drift: float | None) -> Verdict:
         return _kept(best_torch, reference, sentence, supporting)
     gain = _ratio(best, reference) / _ratio(best_torch, reference)
     if gain < 1 + noise:
-        return _kept(best_torch, reference, _not_worth_it(best, best_torch, reference, gain), supporting)
+        return _kept(best_torch, reference, _not_worth_it(best, best_torch, reference), supporting)
     sentence = f"Use {best.variant.name}: {_praise(best, best_torch, reference)}."
     slower = _slower_cells(best, best_torch)
     return Verdict(
@@ -91,10 +91,16 @@ def _why_none(ours: Sequence[Row], reference: Row, accept: Accept) -> str:
     return f"none of the {len(ran)} variants that ran keeps what the model knows ({lost})."
 
 
-def _not_worth_it(best: Row, torch: Row, reference: Row, gain: float) -> str:
-    speed = f"{best.variant.name} is the fastest variant that keeps what the model knows, and it is "
-    speed += "no faster than" if gain >= 1 else f"{1 / gain:.2f} times slower than"
-    text = f"Do not use ONNX for this model on this hardware: {speed} {torch.variant.name}"
+def _not_worth_it(best: Row, torch: Row, reference: Row) -> str:
+    gain = _ratio(best, reference) / _ratio(torch, reference)
+    speed = f"{best.variant.name} is the fastest variant that keeps what the model knows, and "
+    if gain >= 1 + NOISE:
+        speed += f"the {gain:.2f} times by which it is faster than {torch.variant.name} is within this machine's noise"
+    elif gain >= 1:
+        speed += f"it is no faster than {torch.variant.name}"
+    else:
+        speed += f"it is {1 / gain:.2f} times slower than {torch.variant.name}"
+    text = f"Do not use ONNX for this model on this hardware: {speed}"
     text += f" ({_ratio(best, reference):.2f} and {_ratio(torch, reference):.2f} times the speed of PyTorch in float32)"
     saved = _memory_words(best, torch)
     return f"{text}; all that it would change is memory: {saved}." if saved else f"{text}."

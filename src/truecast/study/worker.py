@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from truecast.errors import InputError, TruecastError
+from truecast.errors import InputError, ProofError, TruecastError
 from truecast.study.plan import Plan
 from truecast.study.results import Cell, Footprint, Noted, State
 from truecast.study.variants import REFERENCE, Variant
@@ -34,6 +34,8 @@ Step = Literal["prepare", "measure"]
 Answer = dict[str, Any]
 PR_SET_PDEATHSIG = 1
 """Linux's prctl: the signal that a process gets when its parent ends."""
+KEPT_AT = " It is kept in "
+"""What follows it in a proof's message is not so here: the study keeps no rejected artifacts."""
 LONGEST_REASON = 300
 """Characters of a library's message that fit a table; the log has all of it."""
 DEVICES = ("cuda", "tensorrt")
@@ -66,6 +68,8 @@ def main(job_file: str, answer_file: str) -> int:
     job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
     try:
         answer = {"prepare": prepare, "measure": measure}[job.step](job)
+    except ProofError as error:
+        answer = failure(str(error).split(KEPT_AT)[0])
     except TruecastError as error:
         answer = failure(str(error), isinstance(error, InputError))
     except MemoryError:

@@ -122,6 +122,7 @@ def _inputs_of(program: ExportedProgram) -> list[Any]:
 def _require_ranges(program: ExportedProgram, author: AuthorModule) -> None:
     """Every axis must be free over the sizes asked for: torch.export narrows a range where the code takes branches."""
     limits = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
+    seen: dict[str, tuple[str, str]] = {}
     for spec, node in zip(author.inputs, _inputs_of(program), strict=True):
         for index, axis in spec.axes.items():
             size = str(node.meta["val"].shape[index])
@@ -133,13 +134,20 @@ def _require_ranges(program: ExportedProgram, author: AuthorModule) -> None:
                 )
             if size not in limits:
                 raise InputError(f"The model takes only sizes of the form {size} for {where}; leave it fixed.")
-            low, high = int(limits[size].lower), min(limits[size].upper, UNBOUNDED)
-            if low > max(axis.low, LEAST) or high < (axis.high or UNBOUNDED):
-                end = "" if high >= UNBOUNDED else str(int(high))
-                raise InputError(
-                    f"The model does something else beyond the sizes {low}..{end} of {where}; "
-                    f"ask for these, as {axis.name}={low}..{end}, or change its code."
-                )
+            name, place = seen.setdefault(size, (axis.name, where))
+            if name != axis.name:
+                raise InputError(f"The model takes one size only for {place} and {where}; give them one name.")
+            _require_range(axis, where, limits[size])
+
+
+def _require_range(axis: Axis, where: str, found: Any) -> None:
+    low, high = int(found.lower), min(found.upper, UNBOUNDED)
+    if low > max(axis.low, LEAST) or high < (axis.high or UNBOUNDED):
+        end = "" if high >= UNBOUNDED else str(int(high))
+        raise InputError(
+            f"The model does something else beyond the sizes {low}..{end} of {where}; "
+            f"ask for these, as {axis.name}={low}..{end}, or change its code."
+        )
 
 
 def _name_axes(graph: ir.Model, author: AuthorModule) -> None:

@@ -2,13 +2,19 @@
 
 A linear layer swaps the axes of its weight. Behind DequantizeLinear, the swap keeps ONNX Runtime (1.31) from seeing a
 product of codes: it decodes the weight at every run. In front of it, on the codes, it is done once, at load.
+
+Where the input of such a product was not rounded by the author's model, ONNX Runtime takes the pair for a MatMulNBits
+and rounds it to int8, unless a session key says otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from truecast.dialects.expand import NodeWriter
+from truecast.weights.standard import ACTIVATIONS_KEY
 
 SWAP = [1, 0]
 
@@ -30,6 +36,19 @@ def swap_before_decoding(model: ir.Model) -> int:
         model.graph.remove(node, safe=True)
         count += 1
     return count
+
+
+def decoding_entries(model: ir.Model) -> Mapping[str, str]:
+    """Session keys without which ONNX Runtime would round the inputs of products with decoded weights."""
+    for node in model.graph:
+        if node.op_type == "MatMul" and _decoder_of(node.inputs[1]) is not None and _decoder_of(node.inputs[0]) is None:
+            return {ACTIVATIONS_KEY: "0"}
+    return {}
+
+
+def _decoder_of(value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def _is_swap(node: ir.Node) -> bool:
