@@ -48,7 +48,7 @@ def sentences(folder: Path, mode: str = "mean_tokens", normalize: bool = True) -
 
 
 class Layers(nn.Module):
-    """Convolution, batch norm, LSTM, dropout and two named outputs: x [batch, length, 8], scale [batch, 6]."""
+    """Convolution, batch norm, dropout and two named outputs: x [batch, length, 8], scale [batch, 12]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,21 +58,34 @@ class Layers(nn.Module):
             self.conv = nn.Conv1d(16, 12, 3, padding=1)
             self.norm = nn.BatchNorm1d(12)
             self.dropout = nn.Dropout(0.5)
-            self.lstm = nn.LSTM(12, 6, batch_first=True)
             assert self.norm.running_mean is not None and self.norm.running_var is not None
             self.norm.running_mean.normal_()
             self.norm.running_var.uniform_(0.5, 1.5)
 
     def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
-        hidden = self.norm(self.conv(torch.relu(self.linear(x)).transpose(1, 2))).transpose(1, 2)
-        states, _ = self.lstm(self.dropout(hidden))
+        states = self.norm(self.conv(torch.relu(self.linear(x)).transpose(1, 2))).transpose(1, 2)
+        states = self.dropout(states)
         return {"states": states, "score": states.mean(1) * scale}
 
 
 def layers_examples() -> tuple[Tensor, Tensor]:
     """Inputs of `Layers`."""
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(2, 7, 8, generator=generator), torch.randn(2, 6, generator=generator)
+    return torch.randn(2, 7, 8, generator=generator), torch.randn(2, 12, generator=generator)
 
 
 LAYERS_DYNAMIC = {"x": {0: "batch_size", 1: "length=1..40"}, "scale": {0: "batch_size"}}
+
+
+class Recurrent(nn.Module):
+    """An LSTM over x [batch, length, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(12)
+            self.lstm = nn.LSTM(8, 6, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        states, (hidden, cell) = self.lstm(x)
+        return states, (hidden, cell)

@@ -224,7 +224,7 @@ def test_a_quantized_model_that_is_no_decoder_becomes_nothing(tmp_path: Path) ->
     for file in (DATA / "gptqmodel-act-order").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["T5ForConditionalGeneration"]}))
     found = inspect(tmp_path)
     assert (found.choices, {group.becomes for group in found.storage}) == ((), {""})
     assert "What as-is makes of it" not in shown(tmp_path)

@@ -36,7 +36,18 @@ def traced_once() -> Iterator[None]:
         if author.mode is None:  # its weights are no part of a configuration
             return trace_module(author, dialect, *rest, **options)
         inputs = [(spec.name, spec.example.shape, spec.example.dtype, str(spec.axes)) for spec in author.inputs]
-        parts = [author.config, author.task, author.finish is None, inputs, dialect.name, dialect.opset, rest, options]
+        dtype = next(author.module.parameters()).dtype
+        parts = [
+            dtype,
+            author.config,
+            author.task,
+            author.finish is None,
+            inputs,
+            dialect.name,
+            dialect.opset,
+            rest,
+            options,
+        ]
         key = json.dumps(parts, sort_keys=True, default=str)
         if key not in modules:
             modules[key] = trace_module(author, dialect, *rest, **options)

@@ -207,9 +207,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path} cannot be read ({where}: {first['msg']}); export the model again.") from error
 
 
+def staging_place(out: Path) -> Path:
+    """Where the artifact for `out` is built: beside it, on the same file system."""
+    return out.with_name(f".{out.name}.partial")
+
+
 def staging_folder(out: Path) -> Path:
-    """An empty folder beside `out`, on the same file system, to build the artifact in."""
-    folder = out.with_name(f".{out.name}.partial")
+    """An empty folder at the staging place of `out`."""
+    folder = staging_place(out)
     try:
         if folder.exists():
             shutil.rmtree(folder)

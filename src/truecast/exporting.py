@@ -29,6 +29,7 @@ from truecast.artifact import (
     require_free,
     sha256_of,
     staging_folder,
+    staging_place,
     write_manifest,
 )
 from truecast.calibration.caching import SETTING, with_quantized_cache
@@ -109,9 +110,9 @@ def published(out: Path, make: Callable[[Path], Manifest]) -> Path:
         InputError: what `make` raises, or the disk does not take the files; nothing is left behind.
         ProofError: a check of the manifest's certificate failed.
     """
-    staging = staging_folder(out)
-    try:
-        manifest = make(staging)
+    staging = staging_place(out)
+    try:  # from before the folder is there: an interruption may come at any moment
+        manifest = make(staging_folder(out))
         write_manifest(staging, manifest)
         if manifest.certificate.status is not Status.FAILED:
             return publish(staging, out)

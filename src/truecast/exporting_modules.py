@@ -17,8 +17,8 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, require_free, sha256_of
-from truecast.calibration.feeds import read_feeds
-from truecast.calibration.ranges import weight_ranges
+from truecast.calibration.feeds import own_feeds, read_feeds
+from truecast.calibration.ranges import seen_inputs
 from truecast.checkpoint.memory import STATE, state_digest
 from truecast.checkpoint.model import Checkpoint
 from truecast.describing import described_module, with_decoded, with_entries
@@ -38,9 +38,8 @@ from truecast.trace.torchscript import LATEST, trace_torchscript
 from truecast.weights.adopting import adopt_products
 from truecast.weights.decoders import decoding_entries, swap_before_decoding
 from truecast.weights.emitters import EMITTERS
-from truecast.weights.integers import Range
+from truecast.weights.integers import Seen
 from truecast.weights.packing import Packer
-from truecast.weights.precision import STATIC
 from truecast.weights.sources import Sources
 
 DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16}
@@ -48,6 +47,10 @@ DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16}
 __all__ = ["ModuleSource", "export_module"]
 
 OTHER_TASK = "of another task's head, which this one leaves out"
+
+
+DIVIDED, FROM_PROSE, FROM_EXAMPLES = "outlying_channels", "from truecast's own text", "from the calibration file"
+"""What the manifest's settings say of inputs whose outlying channels are divided before they are rounded."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,11 @@ def export_module(
     report = progress or (lambda stage, done, total: None)
 
     def make(staging: Path) -> Manifest:
-        ranges = _ranges(source, staging.parent, request, report) if STATIC in request.precisions else {}
-        cast = _cast(source, staging, request, report, ranges)
+        seen = _seen(source, staging.parent, request, report) if request.makes_integers else {}
+        cast = _cast(source, staging, request, report, seen)
+        if any(one.divisors is not None for one in seen.values()):
+            origin = FROM_PROSE if request.calibration is None else FROM_EXAMPLES
+            cast = replace(cast, manifest=_with_setting(cast.manifest, DIVIDED, origin))
         if not verify:
             return cast.manifest
         from truecast.proof.modules import prove_module
@@ -91,19 +97,29 @@ def export_module(
     return published(out, make)
 
 
-def _ranges(source: ModuleSource, beside: Path, request: Request, report: Progress) -> dict[str, Range]:
-    """The range of every product's input, by its weight: the module in float32, run on the calibration examples."""
-    assert request.calibration is not None
-    plain = replace(request, precision="fp32", keep=(), calibration=None)
+def _with_setting(manifest: Manifest, name: str, value: str) -> Manifest:
+    return manifest.model_copy(update={"settings": manifest.settings | {name: value}})
+
+
+def _seen(source: ModuleSource, beside: Path, request: Request, report: Progress) -> dict[str, Seen]:
+    """What goes into every product, by its weight: the module in float32, run on examples.
+
+    Nothing where there are no examples and products do not need them.
+    """
+    plain = replace(request, precision="fp32", keep=(), calibration=None, calibration_method="minmax")
     with TemporaryDirectory(dir=beside, prefix=".calibration.") as scratch:
         folder = Path(scratch)
         info = _cast(source, folder, plain, report, {}).manifest.graph
-        feeds = read_feeds(request.calibration, folder, info)
+        feeds = (
+            own_feeds(folder, info) if request.calibration is None else read_feeds(request.calibration, folder, info)
+        )
+        if not feeds:
+            return {}
         done = partial(report, "calibrate")
-        return weight_ranges(folder, info.file, feeds, request.calibration_method, lambda n: done(n, len(feeds)))
+        return seen_inputs(folder, info.file, feeds, request.calibration_method, lambda n: done(n, len(feeds)))
 
 
-def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress, ranges: Mapping[str, Range]) -> _Cast:
+def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress, seen: Mapping[str, Seen]) -> _Cast:
     """Reads, traces and binds into `folder`."""
     target = find_target(request.target)
     report("trace", 0, 1)
@@ -114,8 +130,8 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     report("trace", 1, 1)
     beyond = OTHER_TASK if author.is_pretrained and source.task is not None else None
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename, beyond, partial=True)
-    dropped = drop_outputs(trace.model, sources.is_there)
-    packer = _bind(trace, sources, request, target.dialect, ranges)
+    dropped = drop_outputs(trace.model, lambda name: name in trace.buffers or sources.is_there(name))
+    packer = _bind(trace, sources, request, target.dialect, seen)
     entries = {**decoding_entries(trace.model), **packer.session_entries}
     weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
@@ -148,7 +164,7 @@ def _saved(folder: Path, request: Request, entries: Mapping[str, str]) -> list[s
 
 
 def _bind(
-    trace: ModuleTrace, sources: Sources, request: Request, dialect_name: str, ranges: Mapping[str, Range]
+    trace: ModuleTrace, sources: Sources, request: Request, dialect_name: str, seen: Mapping[str, Seen]
 ) -> Packer:
     """Turns abstract operators into the target's, and binds every initializer."""
     model = trace.model
@@ -161,7 +177,7 @@ def _bind(
     swap_before_decoding(model)
     adopt_products(model)
     emitter = EMITTERS[dialect_name]
-    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter, ranges=ranges)
+    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter, seen=seen)
     packer.choose = rule_chooser(packer, request)
     packer.pack()
     forget_inner_shapes(model.graph)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import builtins
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 import pytest
+from onnx import GraphProto, TensorProto, helper
 
 from tests.hazards import weights
 from tests.hazards.building import linear, save
 from truecast.cli import main
 from truecast.diagnosis import diagnose
+from truecast.diagnosis.damage import damages
 from truecast.diagnosis.loading import PROTOBUF_LIMIT
 from truecast.errors import InputError
 
@@ -54,13 +57,53 @@ def broken_graph(folder: Path) -> Path:
     return save(made, folder)
 
 
+def nothing_makes_it(folder: Path) -> Path:
+    made = linear()
+    del made.graph.initializer[:]
+    return save(made, folder)
+
+
 def two_models(folder: Path) -> Path:
     save(linear(), folder).rename(folder / "a.onnx")
     save(linear(), folder)
     return folder
 
 
+def of_tensor(
+    dims: list[int], raw: bytes | None = bytes(64), kind: int = TensorProto.FLOAT, **external: object
+) -> Callable[[Path], Path]:
+    """A product with such a weight; `external` are the entries of data in another file."""
+
+    def make(folder: Path) -> Path:
+        weight = TensorProto(name="w", data_type=kind, dims=dims)
+        if external:
+            weight.data_location = TensorProto.EXTERNAL
+            for key, value in external.items():
+                weight.external_data.add(key=key, value=str(value))
+        elif raw is not None:
+            weight.raw_data = raw
+        made = linear()
+        del made.graph.initializer[:]
+        made.graph.initializer.append(weight)
+        (folder / "data.bin").write_bytes(bytes(64))
+        (folder / "model.onnx").write_bytes(made.SerializeToString())
+        return folder / "model.onnx"
+
+    return make
+
+
 CASES = {
+    "shape far beyond the data": of_tensor([1 << 40, 1 << 20]),
+    "shape that overflows": of_tensor([1 << 62, 1 << 62]),
+    "negative size": of_tensor([4, -4]),
+    "too few bytes": of_tensor([4, 4], bytes(10)),
+    "too many bytes": of_tensor([4, 4], bytes(65)),
+    "no bytes": of_tensor([4, 4], None),
+    "bytes for strings": of_tensor([4, 4], kind=TensorProto.STRING),
+    "no data type": of_tensor([4, 4], kind=0),
+    "unknown data type": of_tensor([4, 4], kind=99),
+    "negative offset": of_tensor([4, 4], location="data.bin", offset=-8, length=64),
+    "offset that is no number": of_tensor([4, 4], location="data.bin", offset="zz", length=64),
     "missing": lambda folder: folder / "none.onnx",
     "no model in the folder": lambda folder: folder,
     "empty": empty,
@@ -70,6 +113,7 @@ CASES = {
     "huge": huge,
     "no outputs": broken_graph,
     "two models": two_models,
+    "a value that nothing makes": nothing_makes_it,
 }
 
 
@@ -99,6 +143,64 @@ def test_a_classifier_that_returns_maps_is_read(tmp_path: Path) -> None:
     """scikit-learn's converters write them."""
     file = Path(ort.__file__).parent / "datasets" / "logreg_iris.onnx"
     assert diagnose(file).codes == ("TC301",)
+
+
+@pytest.mark.parametrize(
+    ("external", "code"),
+    [
+        ({"location": "../../etc/passwd"}, "TC504"),
+        ({"location": "/etc/passwd", "length": 64}, "TC504"),
+        ({"location": "../../../../../dev/zero", "length": 64}, "TC504"),
+        ({"location": "data\0bin", "length": 64}, "TC504"),
+        ({"location": "none.bin", "length": 64}, "TC505"),
+        ({"location": "."}, "TC505"),
+        ({"location": "data.bin", "offset": 1 << 60, "length": 64}, "TC505"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--json", "--run", "--fix"])
+def test_data_that_is_elsewhere_or_missing_is_a_finding_and_nothing_is_mended(
+    external: dict[str, object], code: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = of_tensor([4, 4], **external)(tmp_path)
+    status = main(["diagnose", str(path), option])
+    printed = capsys.readouterr()
+    assert status == (2 if option == "--fix" else 1)
+    assert (code in printed.out) == (option != "--fix")
+    assert len(printed.err.splitlines()) == (option == "--fix")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["data.bin", "model.onnx"]
+
+
+@pytest.mark.parametrize("external", [{"length": 1 << 42}, {}], ids=["stated", "by the shape"])
+def test_a_huge_declared_size_takes_no_memory(external: dict[str, object], tmp_path: Path) -> None:
+    path = of_tensor([1 << 20, 1 << 20], location="data.bin", **external)(tmp_path)
+    assert "TC505" in diagnose(path).codes
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "values"),
+    [
+        (TensorProto.FLOAT, "float_data", 6),
+        (TensorProto.FLOAT16, "int32_data", 6),
+        (TensorProto.INT64, "int64_data", 6),
+        (TensorProto.INT4, "int32_data", 3),
+        (TensorProto.COMPLEX64, "float_data", 12),
+        (TensorProto.BOOL, "int32_data", 6),
+        (TensorProto.STRING, "string_data", 6),
+    ],
+)
+def test_typed_values_are_counted(kind: int, field: str, values: int) -> None:
+    tensor = TensorProto(name="weight", data_type=kind, dims=[2, 3])
+    getattr(tensor, field).extend([b"0"] * values if field == "string_data" else [0] * values)
+    assert list(damages(GraphProto(initializer=[tensor]))) == []
+    del getattr(tensor, field)[-1]
+    (damage,) = damages(GraphProto(initializer=[tensor]))
+    assert damage == f"weight has the shape [2, 3] and holds {values - 1} values instead of {values} values"
+
+
+def test_constants_of_inner_graphs_are_looked_at() -> None:
+    inner = GraphProto(node=[helper.make_node("Constant", [], ["c"], value=TensorProto(data_type=1, dims=[5]))])
+    outer = GraphProto(node=[helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)])
+    assert len(list(damages(outer))) == 2
 
 
 @pytest.mark.parametrize("make", [weights.escaping, weights.escaping_by_link])

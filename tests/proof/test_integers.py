@@ -27,7 +27,7 @@ from truecast.trace.opening import ModuleSource
 
 WIDTH, HIDDEN = 64, 96
 PRECISIONS = ("int8-dynamic", "int8-static")
-CODES, SCALES = "up.weight.channel_codes", "up.weight.channel_scales"
+CODES, SCALES, FACTORS = (f"up.weight.{part}" for part in ("channel_codes", "channel_scales", "input_factors"))
 VALUES, COVERAGE = "weights are the checkpoint's", "weights quantized as asked"
 PRODUCTS, SUMS = "products of integers", "integer sums of this processor"
 
@@ -52,11 +52,12 @@ SOURCE = ModuleSource(
 )
 
 
-def exported(folder: Path, precision: str, **changes: object) -> Path:
-    """The module as an artifact that is not proven yet."""
-    examples = folder / "examples.npz"
-    np.savez(examples, states=np.random.default_rng(0).normal(size=(16, 9, WIDTH)).astype(np.float32))
-    calibration = examples if precision == "int8-static" else None
+def exported(folder: Path, precision: str, far: bool = False, **changes: object) -> Path:
+    """The module as an artifact that is not proven yet; `far` shows it inputs with a channel far beyond the others."""
+    examples, states = folder / "examples.npz", np.random.default_rng(0).normal(size=(16, 9, WIDTH)).astype(np.float32)
+    states[..., 3] *= 100 if far else 1
+    np.savez(examples, states=states)
+    calibration = examples if precision == "int8-static" or far else None
     request = Request(precision=precision, calibration=calibration, **changes)  # type: ignore[arg-type]
     return export_module(SOURCE, folder / "out", request, verify=False)
 
@@ -108,6 +109,20 @@ def test_a_wrong_byte_of_a_weight_is_caught(
     change_data(artifact, initializer, change)
     check = failed(proven(artifact))[VALUES]
     assert "up.weight" in check.detail
+
+
+def test_factors_of_an_input_are_read_and_a_wrong_one_is_caught(tmp_path: Path) -> None:
+    folder = exported(tmp_path, "int8-dynamic", far=True)
+    assert manifest_of(folder).settings["outlying_channels"] == "from the calibration file"
+    certificate = proven(folder)
+    assert not failed(certificate)
+    assert next(c for c in certificate.checks if c.name == PRODUCTS).detail.startswith("3 products")
+
+    def double(data: np.ndarray) -> None:
+        data.view(np.float32)[3] *= 2
+
+    change_data(folder, FACTORS, double)
+    assert "up.weight" in failed(proven(folder))[VALUES].detail
 
 
 def test_a_kernel_that_saturates_is_caught(original: Path) -> None:

@@ -16,7 +16,7 @@ from tests.weights.graphs import WIDTH, attention, feeds, kinds, linear, model, 
 from tests.weights.stored import random, run_packed, sources
 from truecast.errors import InputError
 from truecast.weights.channels import quantize_channels
-from truecast.weights.integers import Range
+from truecast.weights.integers import Range, Seen
 from truecast.weights.packing import Packer
 from truecast.weights.precision import DYNAMIC, STATIC, Precision
 
@@ -50,7 +50,7 @@ def one_product(precision: Precision, bias: bool, transposed: bool, rank: int) -
     node = linear(source, "p.weight", array.shape, "p.bias" if bias else "", transposed)
     arrays = {"p.weight": array} | ({"p.bias": shift} if bias else {})
     graph = model([source], [node], [node.outputs[0]])
-    packer = Packer(graph, sources(arrays), precision, "", "", ranges={"p.weight": seen(x)})
+    packer = Packer(graph, sources(arrays), precision, "", "", seen={"p.weight": Seen(seen(x))})
     packer.pack()
     graph.opset_imports.pop("truecast")
     expected = codes_of(x, seen(x)) @ weight_of(weight, precision).T
@@ -109,8 +109,8 @@ def test_products_of_one_input_share_its_codes(precision: Precision, tmp_path: P
     source = value("x", ir.DataType.FLOAT, "a", "b", WIDTH)
     nodes = [linear(source, "p.weight", first.shape), linear(source, "q.weight", second.shape)]
     graph = model([source], nodes, [node.outputs[0] for node in nodes])
-    ranges = {"p.weight": seen(x), "q.weight": seen(x)}
-    packer = Packer(graph, sources({"p.weight": first, "q.weight": second}), precision, "", "", ranges=ranges)
+    examples = {"p.weight": Seen(seen(x)), "q.weight": Seen(seen(x))}
+    packer = Packer(graph, sources({"p.weight": first, "q.weight": second}), precision, "", "", seen=examples)
     packer.pack()
     graph.opset_imports.pop("truecast")
     got = run_packed(packer, tmp_path, {"x": x})
@@ -160,3 +160,55 @@ def test_a_range_holds_zero_exactly(known: Range) -> None:
     assert codes_of(np.zeros(1), known)[0] == 0
     ends = np.array([known.low, known.high])
     assert np.abs(codes_of(ends, known) - ends).max() <= known.scale
+
+
+def far_channel(x: np.ndarray) -> np.ndarray:
+    """An input one of whose channels reaches a hundred times further than the others."""
+    x = x.copy()
+    x[..., 3] *= 100
+    return x
+
+
+def divided(width: int = WIDTH) -> np.ndarray:
+    divisors = np.ones(width, np.float32)
+    divisors[3] = 64
+    return divisors
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("precision", [MEASURED, KNOWN], ids=["measured", "known"])
+def test_a_channel_far_beyond_the_others_does_not_take_their_steps(
+    precision: Precision, transposed: bool, rank: int, tmp_path: Path
+) -> None:
+    x, weight = far_channel(random(*(2, 5, WIDTH)[-rank:])), random(OUT, WIDTH, seed=1)
+    array = np.ascontiguousarray(weight.T) if transposed else weight
+    errors = []
+    for divisors in (None, divided()):
+        source = value("x", ir.DataType.FLOAT, *("a", "b")[-rank + 1 :], WIDTH)
+        node = linear(source, "p.weight", array.shape, "", transposed)
+        graph = model([source], [node], [node.outputs[0]])
+        known = seen(x if divisors is None else x / divisors)
+        packer = Packer(
+            graph, sources({"p.weight": array}), precision, "", "", seen={"p.weight": Seen(known, divisors)}
+        )
+        packer.pack()
+        graph.opset_imports.pop("truecast")
+        folder = tmp_path / str(divisors is None)
+        folder.mkdir()
+        errors.append(np.abs(run_packed(packer, folder, {"x": x})[0] - x @ weight.T).max())
+    assert errors[1] < errors[0] / 5
+
+
+def test_inputs_with_different_divisors_do_not_share_codes(tmp_path: Path) -> None:
+    x, weights = far_channel(random(1, 3, WIDTH)), {name: random(OUT, WIDTH, seed=i) for i, name in enumerate("pq")}
+    source = value("x", ir.DataType.FLOAT, "a", "b", WIDTH)
+    nodes = [linear(source, f"{name}.weight", (OUT, WIDTH)) for name in weights]
+    graph = model([source], nodes, [node.outputs[0] for node in nodes])
+    packer = Packer(graph, sources({f"{n}.weight": a for n, a in weights.items()}), MEASURED, "", "")
+    packer.seen = {"p.weight": Seen(seen(x / divided()), divided()), "q.weight": Seen(seen(x))}
+    packer.pack()
+    graph.opset_imports.pop("truecast")
+    for got, weight in zip(run_packed(packer, tmp_path, {"x": x}), weights.values(), strict=True):
+        want = x @ weight.T
+        assert np.abs(got - want).max() < 0.02 * np.abs(want).max()

@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from truecast.artifact import GraphInfo
+from truecast.calibration.prose import PROSE
 from truecast.calibration.texts import read_texts
 from truecast.checkpoint.model import Array
 from truecast.errors import InputError
@@ -34,6 +35,14 @@ Feed = dict[str, Array]
 def read_feeds(path: Path, folder: Path, info: GraphInfo) -> list[Feed]:
     """The examples of a file as feeds of the graph in `folder`; raises InputError when there are none to use."""
     return _arrays(path, info) if path.suffix == ".npz" else list(text_feeds(read_texts(path), folder, info))
+
+
+def own_feeds(folder: Path, info: GraphInfo) -> list[Feed]:
+    """Feeds of truecast's own text; none where the graph takes no text."""
+    try:
+        return list(text_feeds(PROSE, folder, info))
+    except InputError:  # no tokenizer, or further inputs
+        return []
 
 
 def text_feeds(texts: Sequence[str], folder: Path, info: GraphInfo) -> Iterator[Feed]:

@@ -6,7 +6,9 @@ model's folder is never opened.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass
 
 from truecast.artifact import MANIFEST_NAME, read_manifest
+from truecast.diagnosis.damage import damages
 from truecast.errors import InputError
 
 PROTOBUF_LIMIT = (1 << 31) - 1
@@ -40,6 +43,8 @@ class ExternalData:
     @property
     def inside(self) -> bool:
         """Whether the path is relative and the file lies in the model's folder, also after following links."""
+        if "\0" in self.location:  # no path at all
+            return False
         return not Path(self.location).is_absolute() and self.path.resolve().is_relative_to(self.folder.resolve())
 
 
@@ -70,20 +75,50 @@ def read_model(file: Path) -> ir.Model:
     model = _parsed(file)
     if not model.graph.outputs or not model.opset_imports:
         raise InputError(f"{file} is no ONNX model: it has no graph with outputs; give the file that the export wrote.")
+    if unknown := next(_unmade(model), None):
+        raise InputError(f"{file} is damaged: {unknown}; export or download it again.")
     return InlinePass()(model).model if model.functions else model
+
+
+def _unmade(model: ir.Model) -> Iterator[str]:
+    """A phrase for each value that is read or returned and that nothing makes."""
+    readers = [
+        (f"{node.op_type} {node.name or ''}".strip(), value)
+        for node in model.graph.all_nodes()
+        for value in node.inputs
+    ]
+    for reader, value in (*readers, *(("the graph's result", value) for value in model.graph.outputs)):
+        if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+            continue
+        yield f"{reader} is made of {value.name}, which nothing makes"
 
 
 def _parsed(file: Path) -> ir.Model:
     try:
         proto = onnx.load_model(file, format="protobuf", load_external_data=False)
+        if damage := next(damages(proto.graph), None):
+            raise InputError(f"{file} is damaged: {damage}; export or download it again.")
         _forget_maps(proto.graph)
-        model = ir.from_proto(proto)
+        with _quiet():
+            model = ir.from_proto(proto)
     except (DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no ONNX model or is cut short ({error}); write it again.") from error
     except (ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
         raise InputError(f"{file} holds no valid ONNX graph ({_reason(error)}); export it again.") from error
     ir.external_data.set_base_dir(model.graph, file.parent)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnx-ir logs what it then leaves to its caller to find."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _forget_maps(graph: onnx.GraphProto) -> None:

@@ -39,14 +39,15 @@ class LinearLowering:
             return None
         outputs, inputs = weight.shape if not transposed else weight.shape[::-1]
         attributes: dict[str, Any] = {
-            "weight": f"{name}.weight",
-            "bias": f"{name}.bias" if bias is not None else "",
+            "weight": parameter_of(name, "weight"),
+            "bias": parameter_of(name, "bias") if bias is not None else "",
             "transposed": int(transposed),
             "K": inputs,
             "N": outputs,
         }
 
         def emit(x: Tensor) -> Tensor:
+            _require_width(x, inputs)
             return _abstract("Linear", x, attributes, [*x.shape[:-1], outputs], x.dtype)
 
         return emit
@@ -63,6 +64,17 @@ class LinearLowering:
         assert weight is not None
         expected = x @ weight + (bias if bias is not None else 0)
         return True if agrees(author_call(small.forward, x), expected) else None
+
+
+def _require_width(x: Tensor, width: int) -> None:
+    """Where the axis is free, the trace learns that it is not, which an abstract operator would not say."""
+    if x.shape[-1] != width:
+        raise RuntimeError(f"the last axis has the size {x.shape[-1]}, not {width}")
+
+
+def parameter_of(module: str, name: str) -> str:
+    """The full name of a module's parameter; the model itself is the module without a name."""
+    return f"{module}.{name}" if module else name
 
 
 def _shrunk(module: nn.Module) -> nn.Module:
@@ -87,7 +99,7 @@ class EmbeddingLowering:
         if not isinstance(module, nn.Embedding) or module.max_norm is not None:
             return None
         attributes: dict[str, Any] = {
-            "weight": f"{name}.weight",
+            "weight": parameter_of(name, "weight"),
             "V": module.num_embeddings,
             "H": module.embedding_dim,
         }
@@ -151,6 +163,8 @@ class NormRecognition:
 
 def norm_weights(module: nn.Module, form: NormForm, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Scale, the offset added, and bias of a norm of `x`; [width] each."""
+    if form.weight:
+        _require_width(x, module.get_parameter(form.weight).shape[0])
     scale: Tensor = module.get_parameter(form.weight) if form.weight else torch.ones(x.shape[-1], dtype=x.dtype)
     bias = module.get_parameter(form.bias) if form.bias else None
     return (scale + form.offset if form.offset else scale), bias

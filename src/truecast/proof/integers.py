@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.dialects.expand import NodeWriter
-from truecast.proof.constants import NotByRowsError, RowsOf, rows_of, untransposed
+from truecast.proof.constants import NotByRowsError, RowsOf, rows_of, stored_array, untransposed
 from truecast.proof.operators import Array
+from truecast.weights.channels import FACTORS
 
 COLUMN_AXIS = 1
 """Axis of the scales of a weight that DequantizeLinear decodes: the outputs, once the axes were swapped."""
@@ -26,6 +27,7 @@ class IntegerProduct:
     """One product: `input` is what was quantized, `codes` [rows, width] and `scales` [rows] are the weight's.
 
     `result` is the product of floats, before a bias is added. `static` tells a known range from a measured one.
+    `factors` [width] is what the channels of the input were multiplied with before they were rounded, or None.
     """
 
     input: ir.Value
@@ -33,6 +35,7 @@ class IntegerProduct:
     scales: ir.Value
     result: ir.Value
     static: bool
+    factors: ir.Value | None = None
 
 
 def integer_product(node: ir.Node) -> IntegerProduct:
@@ -74,6 +77,7 @@ def _measured(node: ir.Node) -> IntegerProduct:
         scales=scales[0],
         result=scaled.outputs[0],
         static=False,
+        factors=_factors(quantizer.inputs[0]),
     )
 
 
@@ -93,7 +97,22 @@ def _ranged(node: ir.Node) -> IntegerProduct:
         scales=_value(node.inputs[1]),
         result=product.outputs[0],
         static=True,
+        factors=_factors(quantizer.inputs[0]),
     )
+
+
+def _factors(value: ir.Value | None) -> ir.Value | None:
+    """The factors that an input's channels were multiplied with, maybe behind a further axis."""
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Unsqueeze":
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
+    if node is None or node.op_type != "Mul":
+        return None
+    return next((x for x in node.inputs if x is not None and x.is_initializer() and _is_factors(x)), None)
+
+
+def _is_factors(value: ir.Value) -> bool:
+    return (value.name or "").endswith(FACTORS)
 
 
 def _value(value: ir.Value | None) -> ir.Value:
@@ -122,19 +141,31 @@ def _only_reader(node: ir.Node, kind: str) -> ir.Node:
 def integer_rows(product: IntegerProduct) -> tuple[RowsOf, tuple[int, int], int, np.dtype[np.generic]]:
     """Rows of code · scale, the weight's shape, the largest code that it has, and the dtype of its scales."""
     codes, scales = rows_of(product.codes), rows_of(product.scales)
-    tensor, factors = product.codes.const_value, product.scales.const_value
-    if tensor is None or factors is None or tensor.dtype != ir.DataType.INT8:
+    tensor, stored = product.codes.const_value, product.scales.const_value
+    if tensor is None or stored is None or tensor.dtype != ir.DataType.INT8:
         raise NotByRowsError("codes that are no int8 constants")
     rows, width = (int(size) for size in tensor.shape.numpy())
-    if tuple(factors.shape.numpy()) != (rows,):
+    if tuple(stored.shape.numpy()) != (rows,):
         raise NotByRowsError("scales that are not one per output")
+
+    factors = factors_of(product, width)
 
     def read(start: int, stop: int) -> Array:
         values: Array = codes(start, stop).astype(np.float32) * scales(start, stop).astype(np.float32)[:, None]
-        return values
+        return values if factors is None else values * factors
 
     largest = int(np.abs(codes(0, rows).astype(np.int16)).max(initial=0))
     return read, (rows, width), largest, scales(0, 1).dtype
+
+
+def factors_of(product: IntegerProduct, width: int) -> Array | None:
+    """The factors of the input's channels, positive numbers [width]; raises NotByRowsError for others."""
+    if product.factors is None or product.factors.const_value is None:
+        return None
+    factors = stored_array(product.factors.const_value)
+    if factors.shape != (width,) or not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise NotByRowsError("factors that are not one positive number per channel")
+    return factors
 
 
 # The same products of floats ------------------------------------------------------------------------------------------

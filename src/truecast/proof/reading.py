@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.proof.constants import NotByRowsError, RowsOf, base_of, rows_of, stored_array, untransposed
-from truecast.proof.integers import IntegerProduct, integer_product, integer_rows
+from truecast.proof.integers import IntegerProduct, factors_of, integer_product, integer_rows
 from truecast.proof.operators import BNB_TABLES, Array, bnb4_values, dequantize
 from truecast.proof.pairs import (
     PRODUCT_AXIS,
@@ -34,6 +34,7 @@ class Quantization:
 
     `ends` reads what the smallest and the largest code of each weight's block stand for; None where the middle code is
     zero, so that the scale says it all. `top` is the largest code where they go from -top to top, else None.
+    `factors` [width] are what the channels of the input are multiplied with, and the weight's values hold.
     """
 
     bits: int
@@ -41,6 +42,7 @@ class Quantization:
     moved: bool = False
     ends: tuple[RowsOf, RowsOf] | None = None
     top: int | None = None
+    factors: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def _integers(product: IntegerProduct) -> Table:
     """A weight of a product of integers: one scale per row, and codes as far from zero on either side."""
     read, (rows, width), largest, dtype = integer_rows(product)
     top = REDUCED if largest <= REDUCED else FULL
-    return Table((rows, width), read, dtype, Quantization(top.bit_length() + 1, width, top=top))
+    quantization = Quantization(top.bit_length() + 1, width, top=top, factors=factors_of(product, width))
+    return Table((rows, width), read, dtype, quantization)
 
 
 def _optional(node: ir.Node, index: int) -> ir.Value | None:

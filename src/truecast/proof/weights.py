@@ -192,6 +192,8 @@ def _block_shares(values: Array, held: Array, weight: HeldWeight) -> Array:
     form = weight.quantization
     assert form is not None
     rows, width = values.shape
+    if form.factors is not None:  # the codes are of the weight times the divisors
+        values, held = values / form.factors, held / form.factors
     padding = ((0, 0), (0, -width % form.block))
     w, h = (np.pad(x, padding).reshape(rows, -1, form.block) for x in (values, held))
     high, low = w.max(-1, keepdims=True), w.min(-1, keepdims=True)

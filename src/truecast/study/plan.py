@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from truecast.errors import InputError
-from truecast.requesting import ACTIVATIONS, EXPORTERS, MODULE_PRECISIONS, OPTIMIZATIONS, PRECISIONS
+from truecast.requesting import ACTIVATIONS, EXPORTERS, MODULE_PRECISIONS, OPTIMIZATIONS, PRECISIONS, RANGES
 from truecast.runtime.providers import PROVIDERS
 from truecast.targets import MODULE_TARGETS
 
@@ -25,6 +25,7 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
     "activations": ACTIVATIONS,
     "optimization": OPTIMIZATIONS,
     "provider": tuple(PROVIDERS),
+    "calibration_method": RANGES,
 }
 """The values of variants that have names, so that a misspelt one is not found after hours."""
 UNITS: Mapping[str, int] = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -129,7 +130,8 @@ class Accept(_Table):
 class Variants(_Table):
     """One block of variants: every combination of the values listed; what is left out keeps the export's default.
 
-    `file` measures ONNX files that exist already, whoever made them, in place of exporting.
+    `calibration`, `keep` and `verify` hold for the whole block. `file` measures ONNX files that exist already,
+    whoever made them, in place of exporting.
     """
 
     file: Choices | None = None
@@ -142,7 +144,9 @@ class Variants(_Table):
     opset: Numbers | None = None
     optimization: Choices | None = None
     provider: Choices | None = None
+    calibration_method: Choices | None = None
     calibration: Path | None = None
+    keep: Choices | None = None
     verify: bool | None = None
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ BASELINE_NAMES: Mapping[str, str] = {
     "torchao-int8": "torchao int8",
 }
 GPU_PROVIDERS = ("cuda", "tensorrt")
-SINGLE = ("calibration", "verify")
+SINGLE = ("calibration", "keep", "verify")
 """Settings of a block that have one value and name nothing."""
 PREFIXES: Mapping[str, str] = {"opset": "opset ", "block_size": "block ", "activations": "activations ", "target": ""}
 
@@ -98,6 +98,6 @@ def _require_apart(variants: list[Variant]) -> None:
         if variant.slug in seen:
             raise InputError(
                 f"Two variants of the plan are called {variant.name!r}; give the files different names, or make the "
-                "blocks differ in more than verify and calibration."
+                "blocks differ in more than verify, keep and calibration."
             )
         seen[variant.slug] = variant

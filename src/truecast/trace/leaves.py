@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -40,7 +42,12 @@ def lowered_leaves(model: nn.Module, dialect: Dialect) -> Iterator[Counter[str]]
 
 @contextmanager
 def _replaced_forward(module: nn.Module, emit: Emit) -> Iterator[None]:
-    module.forward = emit
+    author: Callable[..., Any] = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return emit(*_in_order(author, args, kwargs))
+
+    module.forward = forward
     try:
         yield
     finally:
@@ -53,10 +60,19 @@ def _replaced_class_forward(kind: type[nn.Module], emits: dict[int, Emit]) -> It
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         emit = emits.get(id(self))
-        return original(self, *args, **kwargs) if emit is None else emit(*args, **kwargs)
+        if emit is None:
+            return original(self, *args, **kwargs)
+        return emit(*_in_order(partial(original, self), args, kwargs))
 
     kind.forward = forward
     try:
         yield
     finally:
         kind.forward = original
+
+
+def _in_order(author: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+    """What an author's function was called with, all by place: operators know no names of inputs."""
+    if not kwargs:
+        return args
+    return inspect.signature(author).bind(*args, **kwargs).args

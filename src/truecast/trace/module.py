@@ -105,7 +105,7 @@ def _export(step: nn.Module, author: AuthorModule, examples: Sequence[Tensor]) -
             program = torch.export.export(step, tuple(examples), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # torch.export raises of many kinds
         raise InputError(f"{type(author.module).__name__} cannot be traced: {_reason(error)}.") from error
-    _require_ranges(program, author)
+    require_ranges(program, author)
     return program
 
 
@@ -119,7 +119,7 @@ def _inputs_of(program: ExportedProgram) -> list[Any]:
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
 
 
-def _require_ranges(program: ExportedProgram, author: AuthorModule) -> None:
+def require_ranges(program: ExportedProgram, author: AuthorModule) -> None:
     """Every axis must be free over the sizes asked for: torch.export narrows a range where the code takes branches."""
     limits = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
     seen: dict[str, tuple[str, str]] = {}

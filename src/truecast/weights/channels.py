@@ -20,18 +20,23 @@ from truecast.weights.sources import finite_rows
 
 CODES, SCALES = ".channel_codes", ".channel_scales"
 """Endings of the initializers' names."""
+FACTORS = ".input_factors"
+"""Ending of the name of what an input's channels are multiplied with: the reciprocals of the divisors."""
+FACTORS_PACKING = "reciprocals of the divisors of an input"
 
 
 @dataclass(frozen=True)
 class Channels:
     """Codes int8 [rows, width] and scales float32 [rows]: a weight is code · scale of its row.
 
-    `static` says that the input of the product has a range of its own, known beforehand.
+    `static` says that the input of the product has a range of its own, known beforehand. With `divisors`, float32
+    [width], that is the weight times them, for an input that was divided by them.
     """
 
     binding: Binding
     width: int
     static: bool
+    divisors: Array | None = None
 
     @property
     def codes(self) -> Operand:
@@ -44,19 +49,26 @@ class Channels:
         return self.binding.operands[1]
 
 
-def channels(name: str, tensor: StoredTensor, precision: Precision, transposed: bool = False) -> Channels:
-    """The form of a matrix [out, in], or [in, out] when `transposed`."""
+def channels(
+    name: str,
+    tensor: StoredTensor,
+    precision: Precision,
+    transposed: bool = False,
+    divisors: Array | None = None,
+) -> Channels:
+    """The form of a matrix [out, in], or [in, out] when `transposed`; `divisors` are those of the product's input."""
     rows, width = tensor.shape[::-1] if transposed else tensor.shape
     codes = Operand(f"{name}{CODES}", ir.DataType.INT8, (rows, width))
     scales = Operand(f"{name}{SCALES}", ir.DataType.FLOAT, (rows,))
 
     def produce(start: int, stop: int) -> Sequence[Array]:
-        if transposed:
-            return quantize_channels(finite_rows(tensor, 0, width)[:, start:stop].T, precision.top)
-        return quantize_channels(finite_rows(tensor, start, stop), precision.top)
+        swapped = finite_rows(tensor, 0, width)[:, start:stop].T if transposed else None
+        values = finite_rows(tensor, start, stop) if swapped is None else swapped
+        return quantize_channels(values if divisors is None else values * divisors, precision.top)
 
     packing = f"int8 per channel, codes up to {precision.top}"
-    return Channels(Binding((codes, scales), (tensor.name,), packing, rows, width, produce), width, precision.static)
+    binding = Binding((codes, scales), (tensor.name,), packing, rows, width, produce)
+    return Channels(binding, width, precision.static, divisors)
 
 
 def quantize_channels(rows: Array, top: int) -> tuple[Array, Array]:
@@ -73,7 +85,11 @@ def quantize_channels(rows: Array, top: int) -> tuple[Array, Array]:
 def channels_alike(forms: Sequence[object]) -> bool:
     """Whether weights can lie one below the other in one product of integers."""
     known = [form for form in forms if isinstance(form, Channels)]
-    return len(known) == len(forms) and len({(form.width, form.static) for form in known}) == 1
+    return len(known) == len(forms) and len({(form.width, form.static, _bytes(form)) for form in known}) == 1
+
+
+def _bytes(form: Channels) -> bytes:
+    return b"" if form.divisors is None else form.divisors.tobytes()
 
 
 def stack_channels(name: str, forms: Sequence[Channels]) -> Channels:

@@ -8,8 +8,8 @@
 ONNX Runtime (1.31) makes one DynamicQuantizeMatMul of the first, or MatMulIntegerToFloat where products share an input,
 and QuantizeLinear and MatMulIntegerToFloat of the second.
 
-Data flow: the input of one or several products → codes of the input, made once → a product for every weight → Add of
-the bias. The input is uint8 with a zero point, the weights are int8 without one.
+Data flow: the input of one or several products → (its channels divided) → codes of it, made once → a product for every
+weight → Add of the bias. The input is uint8 with a zero point, the weights are int8 without one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from truecast.checkpoint.model import Array
 from truecast.dialects.expand import NodeWriter
 from truecast.weights.channels import Channels
 from truecast.weights.emission import Values
@@ -46,6 +47,20 @@ class Range:
     def zero(self) -> int:
         """The code of zero."""
         return int(np.clip(np.rint(-min(self.low, 0.0) / self.scale), 0, CODES))
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What calibration saw of a product's input.
+
+    `divisors`, float32 [width], are what every channel is divided by before it is rounded, so that one channel far
+    beyond the others does not take their steps; the weight is multiplied by them. None where none is far beyond.
+    `range` is that of the divided input, `whole` that of the input as it was.
+    """
+
+    range: Range
+    divisors: Array | None = None
+    whole: Range | None = None
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from truecast.checkpoint.model import Array, StoredTensor
 from truecast.dialects.expand import NodeWriter
 from truecast.errors import InputError
 from truecast.weights.binding import Alias, Binding, Operand, array_binding, stacked
-from truecast.weights.channels import Channels, channels_alike, stack_channels
+from truecast.weights.channels import FACTORS, FACTORS_PACKING, Channels, channels, channels_alike, stack_channels
 from truecast.weights.contrib import ContribEmitter
 from truecast.weights.emission import Emitter, float_table, group_sums, offsets_of, scales_of
 from truecast.weights.floats import dense_binding
 from truecast.weights.forms import Blocks, Bnb4, Floats, Form, alike, form_of, stack_blocks
-from truecast.weights.integers import Quantized, Range, at_first_use, integer_product, measured, ranged
+from truecast.weights.integers import Quantized, Range, Seen, at_first_use, integer_product, measured, ranged
 from truecast.weights.precision import Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.sources import Sources
@@ -61,7 +61,7 @@ class Packer:
     """Packs the weights of one graph; `bindings` grows as nodes are packed.
 
     `choose` gives the precision of a parameter, `precision` the one of everything else. `emitter` writes the nodes.
-    `ranges` are those of the inputs of products with a static precision, by the name of the weight.
+    `seen` is what calibration saw of the inputs of products of integers, by the name of the weight.
     """
 
     model: ir.Model
@@ -71,12 +71,12 @@ class Packer:
     head: str
     choose: Callable[[str], Precision] | None = None
     emitter: Emitter = field(default_factory=ContribEmitter)
-    ranges: Mapping[str, Range] = field(default_factory=dict)
+    seen: Mapping[str, Seen] = field(default_factory=dict)
     bindings: list[Binding] = field(default_factory=list)
     aliases: list[Alias] = field(default_factory=list)
     _forms: dict[str, Form] = field(default_factory=dict)
     _made: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
-    _inputs: dict[tuple[ir.Value, bool], Quantized] = field(default_factory=dict)
+    _inputs: dict[tuple[ir.Value, bool, bytes], Quantized] = field(default_factory=dict)
     _levels: set[int] = field(default_factory=set)
 
     def pack(self) -> list[Binding]:
@@ -134,7 +134,11 @@ class Packer:
                 "such a model can only be cast from floats."
             )
         if weight not in self._forms:
-            form = form_of(weight, tensor, self._precision(weight), transposed)
+            precision, seen = self._precision(weight), self._seen(weight)
+            if precision.channels and seen is not None:
+                form: Form = channels(weight, tensor, precision, transposed, seen.divisors)
+            else:
+                form = form_of(weight, tensor, precision, transposed)
             self._forms[weight] = self.emitter.placed(form)
         return self._forms[weight]
 
@@ -231,22 +235,30 @@ class Packer:
 
     def _integers(self, write: NodeWriter, form: Channels, site: _Site, bias: ir.Value | None, name: str) -> ir.Value:
         """A product of integers; its input is quantized once for all products that read it alike."""
-        values, key = self._add(form.binding), (site.input, form.static)
+        values = self._add(form.binding)
+        key = (site.input, form.static, b"" if form.divisors is None else form.divisors.tobytes())
         if key not in self._inputs:
-            early = at_first_use(site.input, self.model.graph)
-            known = self._range(site) if form.static else None
-            self._inputs[key] = measured(early, site.input) if known is None else ranged(early, site.input, known)
+            early, x = at_first_use(site.input, self.model.graph), site.input
+            if form.divisors is not None:
+                factors = array_binding(f"{site.weight}{FACTORS}", 1 / form.divisors, FACTORS_PACKING)
+                x = early.op("Mul", [x, *self._add(factors).values()])
+                x.shape, x.type = site.input.shape, site.input.type
+            self._inputs[key] = ranged(early, x, self._range(site)) if form.static else measured(early, x)
         return integer_product(write, form, site.input, self._inputs[key], values, bias, name)
 
     def _range(self, site: _Site) -> Range:
-        names = [site.weight, *([self.embedding] if site.weight == self.head and self.tied else [])]
-        found = next((self.ranges[name] for name in names if name in self.ranges), None)
-        if found is None:
+        seen = self._seen(site.weight)
+        if seen is None:
             raise InputError(
                 f"Calibration has not seen what {site.weight} is multiplied with; give examples that reach it, or keep "
                 f"it in float with --keep '{site.weight}=fp32'."
             )
-        return found
+        return seen.range
+
+    def _seen(self, weight: str) -> Seen | None:
+        """What calibration saw of a weight's input; it saw a tied head under the name of the embedding."""
+        names = [weight, *([self.embedding] if weight == self.head and self.tied else [])]
+        return next((self.seen[name] for name in names if name in self.seen), None)
 
     def _blocks(
         self, write: NodeWriter, form: Blocks, x: ir.Value, bias: ir.Value | None, level: int, name: str
