@@ -119,6 +119,7 @@ def export(
     method: str = "rtn",
     keep: Sequence[str] = (),
     calibration: Path | str | None = None,
+    calibration_method: str = "minmax",
     kv_cache: str = "float",
     link_weights: bool = False,
     verify: bool = True,
@@ -138,7 +139,8 @@ def export(
         example_inputs: a tensor, a sequence in forward()'s order, or a mapping by name; for a module.
         dynamic: free axes of a module, as {"x": {0: "batch_size", 1: "length=1..512"}}; None frees the first axis.
         target: `onnxruntime`, `genai` or `portable`.
-        precision: `as-is`, `fp32`, `fp16`, `int8` or `int4`; None takes what `inspect` recommends for the provider.
+        precision: `as-is`, `fp32`, `fp16`, `int8` or `int4`, for modules without a cache `int8-dynamic` and
+            `int8-static`, too; None takes what `inspect` recommends for the provider.
         provider: where it will run.
         block_size: weights per scale of int8 and int4.
         activations: `int8` or `float`, for the products of quantized weights.
@@ -149,6 +151,8 @@ def export(
         method: `rtn`, `k-quant`, `hqq`, `gptq`, `awq` or `auto-round`, which makes the codes of int8 and int4.
         keep: rules PATTERN=PRECISION for weights that get another precision, as "lm_head=int8"; the last match counts.
         calibration: text in paragraphs (.txt) or lines of {"text": …} (.jsonl) for the last three, and to measure on.
+            Of a module, arrays by the names of its inputs (.npz), too: what `int8-static` finds its ranges in.
+        calibration_method: `minmax`, `entropy` or `percentile`: how it does.
         kv_cache: `float`, `int8` or `int4`: what keys and values are kept as; scales are the checkpoint's own where it
             has any, else calibrated on `calibration`, or on a text of truecast's.
         link_weights: refer to the checkpoint's own bytes where the graph can use them as they are (fp32).
@@ -178,6 +182,7 @@ def export(
         method=method,
         keep=tuple(keep),
         calibration=None if calibration is None else Path(calibration),
+        calibration_method=calibration_method,
         exporter=exporter,
         optimization=optimization,
         save_optimized=save_optimized,

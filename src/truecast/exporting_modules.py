@@ -135,7 +135,7 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     entries = {**decoding_entries(trace.model), **packer.session_entries}
     weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
-    bound = _saved(folder, request, packer.session_entries) if request.save_optimized else []
+    bound = _saved(folder, request, entries) if request.save_optimized else []
     hashes = {path.name: sha256_of(path) for path in checkpoint.files}
     if not hashes:
         hashes = {STATE: state_digest(checkpoint)}

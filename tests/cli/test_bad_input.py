@@ -141,7 +141,11 @@ def test_a_folder_that_is_no_artifact_is_named(verb: list[str], truecast_: Comma
     ("option", "value", "sentence"),
     [
         ("--precision", "int5", "There is no precision 'int5'; did you mean 'int8'?"),
-        ("--precision", "q", "There is no precision 'q'; choose one of as-is, fp32, fp16, int8, int4."),
+        (
+            "--precision",
+            "q",
+            "There is no precision 'q'; choose one of as-is, fp32, fp16, int8, int4, int8-dynamic, int8-static.",
+        ),
         ("--target", "genia", "There is no target 'genia'; did you mean 'genai'?"),
         ("--provider", "cdua", "There is no provider 'cdua'; did you mean 'cuda'?"),
         ("--activations", "in8", "There is no kind of activations 'in8'; did you mean 'int8'?"),

@@ -6,21 +6,24 @@ All cases run with TRUECAST_CONFORMANCE=all, else one of each kind.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conformance.encoder_oracle import compare
 from tests.conformance.encoders import BY_NAME, ENCODERS, REPRESENTATIVE
 from tests.conformance.outcome import MODULE_PRECISIONS, Outcome, attempt
-from tests.tiny import Case
+from tests.tiny import Case, tiny_model
 from tests.traces import traced_once
 
 CHOSEN = [case for case in ENCODERS if case.name in REPRESENTATIVE or os.environ.get("TRUECAST_CONFORMANCE") == "all"]
 LARGEST_ERROR = 3e-4
 """Of a float32 graph's outputs, as a share of the largest; healthy graphs are at 1e-6."""
 LEAST_COSINE = 0.98
+LEAST_DIFFERENCE = 0.02
+"""Of two rows' outputs, as a share of the largest; two hundred times the proof's tolerance."""
 LEAST_TIERS = 2
 """Static and parity."""
 
@@ -53,6 +56,29 @@ def test_the_second_opinion_notices_a_wrong_setting(tmp_path: Path) -> None:
         assert compare(tmp_path / "out", case, tmp_path / "source", **{name: value}).error > LARGEST_ERROR
 
 
-def test_every_case_is_alive_and_named_once(tmp_path: Path) -> None:
+def test_case_names_are_unique() -> None:
     assert len(BY_NAME) == len(ENCODERS)
     assert set(REPRESENTATIVE) <= set(BY_NAME)
+
+
+@pytest.mark.parametrize("case", ENCODERS, ids=lambda case: case.name)
+@torch.no_grad()
+def test_outputs_are_finite_and_follow_the_input(case: Case) -> None:
+    model = tiny_model(case)
+    config = case.config()
+    generator = torch.Generator().manual_seed(0)
+    shapes: dict[str, Callable[[], torch.Tensor]] = {
+        "input_ids": lambda: torch.randint(2, 256, (2, 9), generator=generator),
+        "pixel_values": lambda: torch.randn(2, 3, config.image_size, config.image_size, generator=generator),
+        "input_values": lambda: torch.randn(
+            (2, 64, 16) if hasattr(config, "num_mel_bins") else (2, 4000), generator=generator
+        ),
+    }
+    if not hasattr(config, "image_size"):
+        shapes["pixel_values"] = lambda: torch.randn(2, 3, 32, 32, generator=generator)
+    outputs = model(**{model.main_input_name: shapes[model.main_input_name]()}, return_dict=True)
+    tensors = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    assert tensors
+    for value in tensors.values():
+        assert value.isfinite().all()
+        assert (value[0] - value[1]).abs().max() > LEAST_DIFFERENCE * value.abs().max()

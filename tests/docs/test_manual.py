@@ -15,12 +15,14 @@ from gguf import GGMLQuantizationType
 
 from tests.checkpoint.gguf_cases import BY_NAME as GGUF_CASES
 from tests.docs.manual import GENERATED, PAGES, REPOSITORY, WRITTEN, Block, begins_with, blocks, commands, fits
+from tests.encoders import classifier, sentences
 from truecast.cli import main
 
 SLUG = re.compile(r"[^\w\- ]")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\((?P<path>[^)#\s]*)(?:#(?P<heading>[^)\s]+))?\)")
 QUANTIZED = REPOSITORY / "tests" / "data" / "gptqmodel-act-order"
 """What the manual calls `quantized`: 4-bit GPTQ with act-order."""
+ENCODERS = {"classifier": classifier, "sentences": sentences}
 MAKE_TARGETS = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -54,10 +56,12 @@ def test_the_page_is_true(
 
 
 def furnish(place: Path, checkpoint: Path, artifact: Path) -> None:
-    """Puts what a page begins with into place: a GGUF file, an artifact (`out`), or one of two checkpoints."""
+    """Puts what a page begins with into place: a GGUF file, an artifact (`out`), or a checkpoint."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.suffix == ".gguf":
         GGUF_CASES["gemma3"].write(place, kind=GGMLQuantizationType.Q8_0)
+    elif place.name in ENCODERS:
+        ENCODERS[place.name](place)
     else:
         shutil.copytree({"out": artifact, "quantized": QUANTIZED}.get(place.name, checkpoint), place)
 

@@ -36,6 +36,8 @@ def behave(behaviour: str, place: Path) -> None:
         os.abort()
     elif behaviour == "quit":
         sys.exit(3)
+    elif behaviour == "nothing":
+        sys.exit(0)
     elif behaviour == "hang":
         time.sleep(600)
     elif behaviour == "grow":

@@ -60,6 +60,8 @@ def test_ending_without_an_answer_is_no_success(tmp_path: Path) -> None:
     assert behaving(tmp_path, "")["state"] == "measured"  # whose answer must not be taken for the next one's
     answer = behaving(tmp_path, "quit")
     assert answer["reason"] == "its process ended with status 3 and no answer while being measured"
+    answer = behaving(tmp_path, "nothing")
+    assert answer["reason"] == "its process ended with status 0 and no answer while being measured"
 
 
 def test_hanging_ends_at_the_limit(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from tests.cli.conftest import Command, truecast_  # noqa: F401
-from tests.study.building import PLAN, folder_with_plan, tiny_classifier
+from tests.study.building import PLAN, folder_with_plan, row, tiny_classifier
+from truecast.cli.variants import Board
 
 
 @pytest.mark.parametrize(
@@ -38,6 +42,21 @@ def test_a_folder_is_needed(tmp_path: Path, truecast_: Command) -> None:  # noqa
     answer = truecast_("study", folder_with_plan(tmp_path))
     assert answer.status == 2
     assert "--out" in answer.sentence
+
+
+def test_progress_has_a_line_for_each_variant() -> None:
+    display = Progress(*Progress.get_default_columns(), console=Console(file=io.StringIO()))
+    shown = Board(display)
+    shown("torch fp32", "kept", row("torch fp32", 12.0))
+    shown("onnx fp32", "waiting", None)
+    shown("onnx fp32", "exporting", None)
+    shown("onnx int8", "measuring", None)
+    shown("onnx int8", "done", row("onnx int8", failed="it crashed"))
+    assert [(task.description, task.fields["text"], task.finished) for task in display.tasks] == [
+        ("torch fp32", "12.0 ms at batch 1 of 32 tokens", True),
+        ("onnx fp32", "exporting", False),
+        ("onnx int8", "it crashed", True),
+    ]
 
 
 @pytest.mark.slow

@@ -182,6 +182,7 @@ def test_a_channel_far_beyond_the_others_does_not_take_their_steps(
     precision: Precision, transposed: bool, rank: int, tmp_path: Path
 ) -> None:
     x, weight = far_channel(random(*(2, 5, WIDTH)[-rank:])), random(OUT, WIDTH, seed=1)
+    weight[:, 3] /= 100  # as training leaves it where an input is large
     array = np.ascontiguousarray(weight.T) if transposed else weight
     errors = []
     for divisors in (None, divided()):

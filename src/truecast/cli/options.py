@@ -30,8 +30,9 @@ def _target(value: str) -> str:
 
 def _precision(value: str | None) -> str | None:
     from truecast.inspection import PRECISIONS
+    from truecast.weights.precision import INTEGERS
 
-    return None if value is None else require_known("precision", value, PRECISIONS)
+    return None if value is None else require_known("precision", value, (*PRECISIONS, *INTEGERS))
 
 
 def _exporter(value: str) -> str:
@@ -101,6 +102,10 @@ def _method(value: str) -> str:
     return require_known("method", value, (*STREAMED, *CALIBRATED))
 
 
+def _calibration_method(value: str) -> str:
+    return require_known("calibration method", value, ("minmax", "entropy", "percentile"))
+
+
 def _kv_cache(value: str) -> str:
     return require_known("kind of cache", value, ("float", "int8", "int4"))
 
@@ -111,6 +116,10 @@ SourcePath = Annotated[
 NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to publish; must not exist.")]
 ArtifactFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that `truecast export` wrote.")]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")]
+CalibrationMethod = Annotated[
+    str,
+    typer.Option(callback=_calibration_method, help="How int8-static finds ranges: minmax, entropy or percentile."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 Target = Annotated[str, typer.Option(callback=_target, help="The runtime's contract: onnxruntime, genai or portable.")]
@@ -165,7 +174,8 @@ Precision = Annotated[
     str | None,
     typer.Option(
         callback=_precision,
-        help="as-is, fp32, fp16, int8 or int4; without it, what `inspect` recommends for the provider.",
+        help="as-is, fp32, fp16, int8 or int4, for models without a cache int8-dynamic and int8-static, too; without "
+        "it, what `inspect` recommends for the provider.",
         show_default=False,
     ),
 ]

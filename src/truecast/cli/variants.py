@@ -27,7 +27,7 @@ class Board:
         if name not in self._lines:
             self._lines[name] = self._display.add_task(name, start=False, total=1, text="")
         line = self._lines[name]
-        if event in ("exporting", "measuring"):
+        if event != "waiting":
             self._display.start_task(line)
         self._display.update(line, text=outcome(row) if row is not None else event)
         if row is not None:

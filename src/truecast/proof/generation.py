@@ -79,7 +79,9 @@ def author_story(
     return Story(prompts, np.stack(tokens, 1), np.stack(gaps, 1))
 
 
-def confirmed_story(reference: Reference, prompts: Sequence[Sequence[int]], tokens: Array) -> Story | None:
+def confirmed_story(
+    reference: Reference, prompts: Sequence[Sequence[int]], tokens: Array, progress: Progress | None = None
+) -> Story | None:
     """Tokens [rows, count] as the author's story; None where his model would have chosen another one anywhere."""
     gaps = []
     for prompt, row in zip(prompts, tokens, strict=True):
@@ -91,6 +93,8 @@ def confirmed_story(reference: Reference, prompts: Sequence[Sequence[int]], toke
             return None
         best = np.partition(logits, -2, axis=-1)[:, -2:]
         gaps.append(best[:, 1] - best[:, 0])
+        if progress:
+            progress(len(gaps), len(prompts))
     return Story(prompts, tokens, np.stack(gaps))
 
 

@@ -336,7 +336,7 @@ def _generation(case: _Case, limits: Limits, usual: Subject, shipped: Subject) -
     tokens = generated(usual.decoder, prompts, count)
     story = None
     if not isinstance(tokens, str) and tokens.shape == (len(prompts), count) and not limits.thresholds:
-        story = confirmed_story(case.reference, prompts, tokens)
+        story = confirmed_story(case.reference, prompts, tokens, case.stage("generate"))
     if story is None:
         story = author_story(case.reference, prompts, count, case.stage("generate"))
     name = f"greedy tokens against {case.against}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
-from itertools import pairwise
 
 from truecast.study.pareto import Point, front, points
 from truecast.study.results import Report
@@ -14,6 +13,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 820, 420, 80, 50, 20, 170
 TORCH, ONNX, FRONT = "#8a94a3", "#2a6fb8", "#22aa66"
 BAR, GAP, LABEL = 18, 8, 230
 TICKS = 5
+LABEL_WIDTH, LABEL_HEIGHT = 150, 13
 
 
 def scatter_chart(report: Report) -> str:
@@ -54,11 +54,13 @@ def _scatter(found: Sequence[Point], report: Report) -> Iterator[str]:
         yield _text(axes.x(cost), bottom + 18, f"{cost:.3g}", "middle")
         yield _text(LEFT - 8, axes.y(score) + 4, f"{score:.4f}", "end")
     yield _text((LEFT + end) / 2, HEIGHT - 10, "milliseconds per row (median, mean over all cells)", "middle")
+    yield _text(LEFT, TOP - 7, "score (mean over the heads; without labels the mean cosine)", "start")
     path = " ".join(f"{axes.x(point.cost)},{axes.y(point.score)}" for point in best)
     yield f'<polyline points="{path}" fill="none" stroke="{FRONT}" stroke-width="2" stroke-dasharray="5 4"/>'
     names = {point.name for point in best}
     torch = {row.variant.name for row in report.rows if row.variant.kind == "torch"}
-    labels = dict(zip([one.name for one in found], _spread([axes.y(one.score) for one in found]), strict=True))
+    places = [(axes.x(one.cost), axes.y(one.score)) for one in found]
+    labels = dict(zip([one.name for one in found], _spread(places), strict=True))
     for point in found:
         x, y, colour = axes.x(point.cost), axes.y(point.score), TORCH if point.name in torch else ONNX
         ring = f' stroke="{FRONT}" stroke-width="3"' if point.name in names else ""
@@ -67,12 +69,15 @@ def _scatter(found: Sequence[Point], report: Report) -> Iterator[str]:
         yield _text(x + 10, labels[point.name] + 4, point.name, "start")
 
 
-def _spread(heights: Sequence[float], least: float = 13.0) -> list[float]:
-    """Heights of labels, moved apart where they would lie on each other."""
-    order = sorted(range(len(heights)), key=lambda place: heights[place])
-    moved = list(heights)
-    for before, place in pairwise(order):
-        moved[place] = max(moved[place], moved[before] + least)
+def _spread(places: Sequence[tuple[float, float]]) -> list[float]:
+    """Heights of labels at (x, y), moved down where they would lie on one above."""
+    moved = [y for _, y in places]
+    done: list[int] = []
+    for one in sorted(range(len(places)), key=lambda number: (places[number][1], places[number][0])):
+        for above in done:
+            if abs(places[above][0] - places[one][0]) < LABEL_WIDTH and abs(moved[one] - moved[above]) < LABEL_HEIGHT:
+                moved[one] = moved[above] + LABEL_HEIGHT
+        done.append(one)
     return moved
 
 
