@@ -24,6 +24,7 @@ from truecast.checkpoint.model import Checkpoint
 from truecast.describing import described_module, with_decoded, with_entries
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
+from truecast.errors import InputError
 from truecast.exporting import Progress, published, rule_chooser, with_files, write, write_side_files
 from truecast.measure.environment import environment
 from truecast.requesting import Request
@@ -40,6 +41,7 @@ from truecast.weights.decoders import decoding_entries, swap_before_decoding
 from truecast.weights.emitters import EMITTERS
 from truecast.weights.integers import Seen
 from truecast.weights.packing import Packer
+from truecast.weights.precision import STATIC
 from truecast.weights.sources import Sources
 
 DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16}
@@ -49,8 +51,9 @@ __all__ = ["ModuleSource", "export_module"]
 OTHER_TASK = "of another task's head, which this one leaves out"
 
 
-DIVIDED, FROM_PROSE, FROM_EXAMPLES = "outlying_channels", "from truecast's own text", "from the calibration file"
-"""What the manifest's settings say of inputs whose outlying channels are divided before they are rounded."""
+KNOWN, DIVIDED = "input_ranges", "outlying_channels"
+"""What the manifest's settings call the origin of ranges, and of outlying channels that are divided first."""
+FROM_PROSE, FROM_EXAMPLES = "from truecast's own text", "from the calibration file"
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,10 @@ def export_module(
     def make(staging: Path) -> Manifest:
         seen = _seen(source, staging.parent, request, report) if request.makes_integers else {}
         cast = _cast(source, staging, request, report, seen)
+        origin = FROM_PROSE if request.calibration is None else FROM_EXAMPLES
+        if STATIC in request.precisions:
+            cast = replace(cast, manifest=_with_setting(cast.manifest, KNOWN, origin))
         if any(one.divisors is not None for one in seen.values()):
-            origin = FROM_PROSE if request.calibration is None else FROM_EXAMPLES
             cast = replace(cast, manifest=_with_setting(cast.manifest, DIVIDED, origin))
         if not verify:
             return cast.manifest
@@ -113,6 +118,8 @@ def _seen(source: ModuleSource, beside: Path, request: Request, report: Progress
         feeds = (
             own_feeds(folder, info) if request.calibration is None else read_feeds(request.calibration, folder, info)
         )
+        if not feeds and STATIC in request.precisions:
+            raise InputError(f"{STATIC} measures what goes into products on examples; add --calibration FILE.")
         if not feeds:
             return {}
         done = partial(report, "calibrate")

@@ -90,13 +90,10 @@ class Request:
                 f"The exporter {self.exporter} writes no opset {self.opset}; "
                 f"choose one from {opsets[0]} to {opsets[-1]}."
             )
+        self._check_integers()
 
     def _check_integers(self) -> None:
         _one_of("calibration method", self.calibration_method, RANGES)
-        if STATIC in self.precisions and self.calibration is None:
-            raise InputError(
-                f"{STATIC} measures the inputs of products on examples; give them with --calibration FILE."
-            )
         if self.calibration_method != RANGES[0] and STATIC not in self.precisions:
             raise InputError(
                 f"--calibration-method is for {STATIC}; {self.precision} has no ranges to find, leave it out."

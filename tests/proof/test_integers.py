@@ -236,3 +236,18 @@ def test_every_calibration_method_gives_a_proven_artifact(method: str, tmp_path:
     folder = exported(tmp_path, "int8-static", calibration_method=method)
     assert not failed(proven(folder))
     assert manifest_of(folder).settings["calibration_method"] == method
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"precision": "int8-static"}, "add --calibration FILE"),
+        ({"precision": "int8-dynamic", "calibration_method": "entropy"}, "is for int8-static"),
+        ({"precision": "int8-static", "calibration_method": "median"}, "There is no calibration method 'median'"),
+        ({"precision": "int8-dynamic", "method": "hqq"}, "makes codes in blocks"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(asked: dict[str, str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=sentence):
+        export_module(SOURCE, tmp_path / "out", Request(**asked))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

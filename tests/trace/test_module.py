@@ -185,3 +185,16 @@ def test_the_trace_leaves_the_module_as_it_was() -> None:
     trace(module, None)
     assert module.linear.forward == before
     assert module.training
+
+
+def test_a_leaf_may_be_the_whole_model_or_be_called_by_name() -> None:
+    class Named(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(input=x)
+
+    for module in (nn.Linear(8, 8), Named()):
+        assert trace(module, None).lowered["linear"] == 1
+
+
+def test_the_width_of_a_product_is_no_free_axis() -> None:
+    assert refusal(nn.Linear(8, 8), {"input": {2: "width"}}).startswith("The model fixes axis 2 of input (width) at 8;")

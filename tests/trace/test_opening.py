@@ -117,6 +117,8 @@ def test_a_sentence_transformers_folder_is_known_by_its_modules(tmp_path: Path) 
     author, _ = open_author(ModuleSource(sentences(tmp_path / "it")))
     assert author.task == "sentence-similarity"
     assert author.finish is not None
+    other, _ = open_author(ModuleSource(sentences(tmp_path / "other", mode="weightedmean_tokens")))
+    assert other.finish is None
 
 
 def test_an_unknown_task_is_refused_with_those_there_are(folder: Path) -> None:
