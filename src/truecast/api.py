@@ -259,7 +259,12 @@ def repair(path: Path | str) -> Repair:
 
 
 def study(
-    plan: Path | str, out: Path | str, jobs: int = 1, cluster: str | None = None, watch: Watch | None = None
+    plan: Path | str,
+    out: Path | str,
+    jobs: int = 1,
+    cluster: str | None = None,
+    watch: Watch | None = None,
+    again: bool = False,
 ) -> Report:
     """Measures the variants of a plan side by side, and writes report.json, report.md and report.html.
 
@@ -269,10 +274,11 @@ def study(
         jobs: variants exported at a time; they are measured one by one.
         cluster: `ray` or `ray://HOST:PORT`, to run there.
         watch: called with a variant's name, what happens to it, and its row once there is one.
+        again: whether to measure what is measured already; exports are kept.
 
     Raises:
         InputError: the plan, its rows or its model cannot be used, or `out` is something else.
     """
     from truecast.study import read_plan, run_study
 
-    return run_study(read_plan(Path(plan)), out, jobs, cluster, watch)
+    return run_study(read_plan(Path(plan)), out, jobs, cluster, watch, again)

@@ -131,6 +131,16 @@ def test_markdown_has_the_verdict_first_and_even_tables(tmp_path: Path) -> None:
     assert any("pipes" in line and "\\|" in line for line in tables)
 
 
+def test_findings_say_what_they_are_about(tmp_path: Path) -> None:
+    named = FINDING.model_copy(update={"detail": "", "nodes": ("one", "two")})
+    text = markdown(
+        report(tmp_path, row("torch fp32"), row("onnx", findings=(named,)), row("onnx b", findings=(FINDING,)))
+    )
+    assert "- onnx: float64 (warning, 2): " in text
+    assert ": one, two\n" in text
+    assert text.count(": a & b\n") == 1
+
+
 def test_markdown_leaves_signs_alone() -> None:
     assert escaped("a|b *c* `d`\n<e> [f]") == "a\\|b \\*c\\* \\`d\\` \\<e> \\[f]"
 

@@ -88,6 +88,13 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert calls(tmp_path) == []
 
 
+def test_measuring_again_keeps_the_exports(tmp_path: Path) -> None:
+    study(tmp_path)
+    calls(tmp_path)
+    run_study(plan_of(tmp_path, SHORT), tmp_path / "out", again=True, command=STAND_IN)
+    assert calls(tmp_path) == [f"{name} measure" for name in (*ALL, AGAIN)]
+
+
 def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
     study(tmp_path)
     calls(tmp_path)

@@ -72,6 +72,16 @@ def test_a_gain_within_the_noise_is_none() -> None:
     assert not verdict(row("onnx fp32", 9.3), drift=1 / 1.2).use_onnx
 
 
+def test_a_machine_that_was_busy_decides_nothing_within_its_noise() -> None:
+    busy = verdict(row("onnx fp32", 6.0), drift=2.0)
+    assert busy.sentence.startswith(
+        "Measure again on a quiet machine: the clock of this one changed by more than the 1.67"
+    )
+    assert not busy.use_onnx
+    assert verdict(row("onnx fp32", 4.0), drift=2.0).use_onnx
+    assert "2.50 times slower than torch fp32" in verdict(row("onnx fp32", 25.0), drift=0.5).sentence
+
+
 def test_not_onnx_when_nothing_works() -> None:
     found = verdict(row("onnx fp32", failed="no kernel"), row("onnx int8", failed="it crashed."))
     assert not found.use_onnx

@@ -149,6 +149,7 @@ def study(
     out: given.StudyFolder,
     jobs: given.Jobs = 1,
     on: given.Cluster = None,
+    again: given.Again = False,
     as_json: given.AsJson = False,
 ) -> int:
     """Measures variants of a model side by side.
@@ -160,7 +161,7 @@ def study(
     from truecast.cli.variants import board
 
     with board(f"Studying {plan}") as watch:
-        report = api.study(plan, out, jobs=jobs, cluster=on, watch=watch)
+        report = api.study(plan, out, jobs=jobs, cluster=on, watch=watch, again=again)
     return show.studied(report, out, as_json)
 
 

@@ -243,6 +243,7 @@ StudyFolder = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="The study's folder; one that was interrupted goes on.")
 ]
 Jobs = Annotated[int, typer.Option(help="Variants exported at a time; they are measured one by one.")]
+Again = Annotated[bool, typer.Option("--again", help="Measure what is measured already; exports are kept.")]
 Cluster = Annotated[
     str | None,
     typer.Option("--on", metavar="CLUSTER", help="ray or ray://HOST:PORT, to run there.", show_default=False),

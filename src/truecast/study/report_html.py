@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 
 from truecast.study.charts import memory_chart, scatter_chart
-from truecast.study.report_markdown import how
+from truecast.study.report_markdown import about, how
 from truecast.study.results import Report
 from truecast.study.tables import Table, failures, latencies, summary, without_empty
 
@@ -97,7 +97,7 @@ def _findings(report: Report) -> Iterator[str]:
         proof = f", {row.proof}" if row.proof else ""
         yield f"<details><summary>{escape(row.variant.name)}: {len(row.findings)}{escape(proof)}</summary><ul>"
         for it in row.findings:
-            detail = f" {escape(it.detail)}." if it.detail else ""
+            detail = f" {escape(about(it))}." if about(it) else ""
             yield (
                 f'<li><code class="{escape(it.severity)}">{escape(it.code)}</code> ({it.count}) '
                 f"{escape(it.title)}.{detail} {escape(it.cost)} {escape(it.fix)}</li>"

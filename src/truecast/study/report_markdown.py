@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from truecast.study.results import Report
+from truecast.study.results import Noted, Report
 from truecast.study.tables import Table, failures, latencies, summary, without_empty
 
 
@@ -46,9 +46,14 @@ def _findings(report: Report) -> Iterator[str]:
     yield from ("", "## Findings", "")
     for row in found:
         for finding in row.findings:
-            detail = f": {finding.detail}" if finding.detail else ""
+            detail = f": {about(finding)}" if about(finding) else ""
             text = f"{finding.code} ({finding.severity}, {finding.count}): {finding.title}{detail}"
             yield f"- {escaped(row.variant.name)}: {escaped(text)}"
+
+
+def about(finding: Noted) -> str:
+    """What a finding is about: its words, or else the names of nodes."""
+    return finding.detail or ", ".join(finding.nodes)
 
 
 def how(report: Report) -> list[str]:

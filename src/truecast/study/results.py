@@ -112,7 +112,7 @@ class Footprint(_Record):
 
 
 class Noted(_Record):
-    """A finding of the diagnosis."""
+    """A finding of the diagnosis; `nodes` are the first few that it is about."""
 
     code: str
     severity: str
@@ -121,6 +121,7 @@ class Noted(_Record):
     detail: str
     cost: str
     fix: str
+    nodes: tuple[str, ...] = ()
 
 
 class Row(_Record):

@@ -40,6 +40,7 @@ def run_study(
     jobs: int = 1,
     cluster: str | None = None,
     watch: Watch | None = None,
+    again: bool = False,
     command: tuple[str, ...] = WORKER,
 ) -> Report:
     """Runs what is not done yet, and writes the reports into `out`.
@@ -50,6 +51,7 @@ def run_study(
         jobs: variants exported at a time; they are measured one by one, since others would disturb the clock.
         cluster: `ray` or `ray://HOST:PORT` to run the variants there.
         watch: told of every change.
+        again: whether to measure what is measured already; exports are kept.
         command: the program of the workers.
 
     Raises:
@@ -71,7 +73,7 @@ def run_study(
     rows: dict[str, Row] = {}
     try:
         for task in tasks:
-            if (row := store.kept(task.variant, task.key)) is not None:
+            if not again and (row := store.kept(task.variant, task.key)) is not None:
                 rows[task.variant.name] = row
                 told(task.variant.name, "kept", row)
             else:

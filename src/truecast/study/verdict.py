@@ -14,6 +14,8 @@ from truecast.study.results import Head, Row, Verdict, speed_ratio
 
 NOISE = 0.05
 """Medians on a shared machine differ by this much from run to run; a smaller gain is no reason to change anything."""
+UNDECIDED = 0.25
+"""Where PyTorch in float32 itself changed by more than this, a difference within that change decides nothing."""
 MOST_REASONS = 6
 """Failed variants that are named one by one."""
 
@@ -32,6 +34,8 @@ def judge(rows: Sequence[Row], accept: Accept, drift: float | None) -> Verdict:
         sentence = f"Do not use ONNX for this model on this hardware: {_why_none(ours, reference, accept)}"
         return _kept(best_torch, reference, sentence, supporting)
     gain = _ratio(best, reference) / _ratio(best_torch, reference)
+    if noise > UNDECIDED and 1 / (1 + noise) < gain < 1 + noise:
+        return _kept(best_torch, reference, _undecided(best, best_torch, gain), supporting)
     if gain < 1 + noise:
         return _kept(best_torch, reference, _not_worth_it(best, best_torch, reference), supporting)
     sentence = f"Use {best.variant.name}: {_praise(best, best_torch, reference)}."
@@ -89,6 +93,13 @@ def _why_none(ours: Sequence[Row], reference: Row, accept: Accept) -> str:
         return f"none of the {len(ours)} variants worked."
     lost = "; ".join(f"{row.variant.name}: {losses(row, reference, accept)[0]}" for row in ran[:MOST_REASONS])
     return f"none of the {len(ran)} variants that ran keeps what the model knows ({lost})."
+
+
+def _undecided(best: Row, torch: Row, gain: float) -> str:
+    return (
+        f"Measure again on a quiet machine: the clock of this one changed by more than the {gain:.2f} times "
+        f"between {best.variant.name} and {torch.variant.name}, the fastest of either kind."
+    )
 
 
 def _not_worth_it(best: Row, torch: Row, reference: Row) -> str:
