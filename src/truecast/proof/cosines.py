@@ -1,7 +1,8 @@
 """Cosines of outputs with the reference's, gathered over the grid.
 
-Every vector of the last axis gives one. A vector of one number has no direction beyond its sign (the score of a
-reranker, a logit for one position), so all of those together are one vector.
+Every vector of the last axis gives one. A vector of few numbers (the score of a reranker, the logits of a few classes)
+has no direction to speak of: where the author's own numbers are all near zero, any noise turns it. All of those
+together are one vector.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import numpy as np
 
 from truecast.proof.operators import Array
 
+FEW = 16
+"""Numbers below which a vector counts as few: labels of classifiers, where embeddings have hundreds."""
+
 
 @dataclass
 class Cosines:
-    """Cosines so far, and `count` single numbers with their sums: Σy·r, Σy², Σr²."""
+    """Cosines so far, and `count` vectors of few numbers with their sums: Σy·r, Σy², Σr²."""
 
     parts: list[Array] = field(default_factory=list)
     count: int = 0
@@ -28,7 +32,7 @@ class Cosines:
         keep = np.isfinite(r).all(1)
         y, r = y[keep], r[keep]
         sums = np.stack([(y * r).sum(1), (y * y).sum(1), (r * r).sum(1)])
-        if wide == 1:
+        if wide < FEW:
             self.count += len(y)
             self.singles = self.singles + sums.sum(1)
         else:

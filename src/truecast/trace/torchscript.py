@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from truecast.errors import InputError
@@ -42,6 +43,7 @@ def trace_torchscript(author: AuthorModule, opset: int) -> ModuleTrace:
     names = list(try_call(author, examples))
     step = Recorded(author, lambda found: None).eval()
     model = _recorded(step, author, examples, names, opset)
+    fold_constants(model, onnx_shape_inference=False)  # numbers of Python's are float64 until then
     counts = Counter(dict(_abstract(model)))
     RemoveUnusedNodesPass()(model)
     _name_outputs(model, author, examples)

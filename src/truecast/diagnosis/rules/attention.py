@@ -24,7 +24,7 @@ GQA_POSITIONS, GQA_BIAS, ATTENTION_MASK = 9, 10, 3
 
 
 def cache_copied(evidence: Evidence) -> Seen | None:
-    """P22: present = Concat(past, new), which copies the whole cache at every step."""
+    """Present = Concat(past, new), which copies the whole cache at every step."""
     outputs = set(evidence.graph.outputs)
     nodes = [
         node
@@ -44,7 +44,7 @@ def _is_cache(value: ir.Value | None) -> bool:
 
 
 def mask_poisons(evidence: Evidence) -> Seen | None:
-    """P20: minus infinity from a padding mask before a Softmax: a row that is masked whole becomes NaN."""
+    """Minus infinity from a padding mask before a Softmax: a row that is masked whole becomes NaN."""
     return seen(
         label(node)
         for node in evidence.nodes
@@ -97,14 +97,14 @@ def _depends_on_input(value: ir.Value | None, depth: int) -> bool:
 
 
 def padding_not_finite(evidence: Evidence) -> Seen | None:
-    """P20, seen in a run: NaN or infinity once the first row is padded on the left."""
+    """Seen in a run: NaN or infinity once the first row is padded on the left."""
     trials = [] if evidence.observed is None else evidence.observed.trials
     plain = any(trial.not_finite for trial in trials if not trial.padded)
     return None if plain else seen(name for trial in trials if trial.padded for name in trial.not_finite)
 
 
 def rotary_single_batch(evidence: Evidence) -> Seen | None:
-    """P43: cosines of batch 1 where the operator wants one row for each row of its input."""
+    """Cosines of batch 1 where the operator wants one row for each row of its input."""
     return seen(label(node) for node in evidence.nodes if _is_single_batch(node, evidence))
 
 
@@ -118,12 +118,12 @@ def _is_single_batch(node: ir.Node, evidence: Evidence) -> bool:
 
 
 def rotary_inside(evidence: Evidence) -> Seen | None:
-    """P23: GroupQueryAttention that rotates by itself although positions are given: prefill and decode differ."""
+    """GroupQueryAttention that rotates by itself although positions are given: prefill and decode differ."""
     return seen(label(n) for n in _grouped(evidence) if _number(n, "do_rotary") and _has(n, GQA_POSITIONS))
 
 
 def mask_unfuses(evidence: Evidence) -> Seen | None:
-    """P9: attention with a mask tensor, which CUDA's fastest kernels do not take."""
+    """Attention with a mask tensor, which CUDA's fastest kernels do not take."""
     if evidence.provider not in ("cuda", "tensorrt"):
         return None
     masked = [node for node in _grouped(evidence) if _has(node, GQA_BIAS)]

@@ -19,7 +19,7 @@ LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 def half_on_cpu(evidence: Evidence) -> Seen | None:
-    """P12: float16 nodes that the processor runs in float32 between casts, or as their parts."""
+    """Float16 nodes that the processor runs in float32 between casts, or as their parts."""
     if evidence.provider != "cpu":
         return None
     nodes = [n for n in evidence.placement.at(Place.CAST, Place.EXPANDED) if _reads(n, ir.DataType.FLOAT16, evidence)]
@@ -29,7 +29,7 @@ def half_on_cpu(evidence: Evidence) -> Seen | None:
 
 
 def bfloat16_on_cpu(evidence: Evidence) -> Seen | None:
-    """P13: bfloat16 arithmetic, for which the processor has no kernels and gets no casts."""
+    """Bfloat16 arithmetic, for which the processor has no kernels and gets no casts."""
     if evidence.provider != "cpu":
         return None
     nodes = [n for n in evidence.placement.at(Place.NOWHERE) if _touches(n, ir.DataType.BFLOAT16, evidence)]
@@ -45,7 +45,7 @@ def _touches(node: ir.Node, dtype: ir.DataType, evidence: Evidence) -> bool:
 
 
 def double_leak(evidence: Evidence) -> Seen | None:
-    """P15: float64 arithmetic that remains after constants are folded."""
+    """Float64 arithmetic that remains after constants are folded."""
     nodes = [
         node
         for node in evidence.nodes
@@ -57,7 +57,7 @@ def double_leak(evidence: Evidence) -> Seen | None:
 
 
 def mixed_dtypes(evidence: Evidence) -> Seen | None:
-    """P14: one node whose inputs have different dtypes where its operator wants one."""
+    """One node whose inputs have different dtypes where its operator wants one."""
     return seen(_clashes(evidence))
 
 
@@ -71,7 +71,7 @@ def _clashes(evidence: Evidence) -> Iterator[str]:
 
 
 def not_allowed(evidence: Evidence) -> Seen | None:
-    """P3, P15: a dtype that the operator's definition does not allow at all."""
+    """A dtype that the operator's definition does not allow at all."""
     return seen(_forbidden(evidence))
 
 
@@ -86,7 +86,7 @@ def _forbidden(evidence: Evidence) -> Iterator[str]:
 
 
 def overflows_half(evidence: Evidence) -> Seen | None:
-    """P13: a constant beyond float16 that a Cast turns into infinity; minus infinity alone is a usual mask."""
+    """A constant beyond float16 that a Cast turns into infinity; minus infinity alone is a usual mask."""
     names = []
     for node in evidence.nodes:
         target = node.attributes.get("to")

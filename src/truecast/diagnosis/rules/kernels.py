@@ -44,7 +44,7 @@ def _operator(node: ir.Node, evidence: Evidence) -> str:
 
 
 def opset_too_new(evidence: Evidence) -> Seen | None:
-    """P1: the stamped opset is one that the runtime refuses."""
+    """The stamped opset is one that the runtime refuses."""
     opset = evidence.opsets.get("", 0)
     return (
         Seen((), 1, f"opset {opset}, and ONNX Runtime 1.31 loads up to {LARGEST_OPSET}")
@@ -54,7 +54,7 @@ def opset_too_new(evidence: Evidence) -> Seen | None:
 
 
 def ir_too_new(evidence: Evidence) -> Seen | None:
-    """P1: the same for the version of the file's own format."""
+    """The same for the version of the file's own format."""
     version = evidence.model.ir_version
     return (
         Seen((), 1, f"IR {version}, and ONNX Runtime 1.31 loads up to {LARGEST_IR}") if version > LARGEST_IR else None
@@ -62,7 +62,7 @@ def ir_too_new(evidence: Evidence) -> Seen | None:
 
 
 def unknown_operator(evidence: Evidence) -> Seen | None:
-    """P4: an operator that does not exist at the stamped opset, as a failed version conversion leaves behind."""
+    """An operator that does not exist at the stamped opset, as a failed version conversion leaves behind."""
     unknown = [n for n in evidence.nodes if standard(n.domain) in BUILT_IN and evidence.schema(n) is None]
     return seen(map(label, unknown), f"at opset {evidence.opsets.get('', 0)}")
 
@@ -74,7 +74,7 @@ def foreign_operator(evidence: Evidence) -> Seen | None:
 
 
 def schema_broken(evidence: Evidence) -> Seen | None:
-    """P2: attributes or numbers of inputs that the runtime's own version of the operator does not have."""
+    """Attributes or numbers of inputs that the runtime's own version of the operator does not have."""
     return seen(
         f"{label(node)} ({fault})"
         for node in evidence.nodes
@@ -114,7 +114,7 @@ def _has_other_finding(node: ir.Node, evidence: Evidence) -> bool:
 
 
 def falls_back(evidence: Evidence) -> Seen | None:
-    """P6, P28: nodes that the provider leaves to the processor for want of a kernel."""
+    """Nodes that the provider leaves to the processor for want of a kernel."""
     if evidence.provider == "cpu":
         return None
     nodes = [*evidence.placement.at(Place.HOST), *evidence.placement.at(Place.CAST)]
@@ -133,7 +133,7 @@ def _way_back(nodes: Sequence[ir.Node], evidence: Evidence) -> str | None:
 
 
 def copies_repeat(evidence: Evidence) -> Seen | None:
-    """P6, P28: many Memcpy nodes, or some in every layer."""
+    """Many Memcpy nodes, or some in every layer."""
     copies, growing = evidence.placement.copies, evidence.placement.growing
     if len(copies) <= FEW_COPIES and not growing:
         return None
@@ -147,7 +147,7 @@ def copies_repeat(evidence: Evidence) -> Seen | None:
 
 
 def refuses_at_run(evidence: Evidence) -> Seen | None:
-    """P8: a kernel that is registered, and fails when it is run."""
+    """A kernel that is registered, and fails when it is run."""
     return seen(f"{label(node)} ({reason})" for node in evidence.nodes if (reason := _refusal(node, evidence)))
 
 
@@ -178,7 +178,7 @@ def _has_flat_mask(node: ir.Node, evidence: Evidence) -> bool:
 
 
 def expanded(evidence: Evidence) -> Seen | None:
-    """P11: an operator without a kernel that runs as several others."""
+    """An operator without a kernel that runs as several others."""
     nodes = [n for n in evidence.placement.at(Place.EXPANDED) if not _has_half(n, evidence)]
     return seen(map(label, nodes), operators(nodes, evidence))
 

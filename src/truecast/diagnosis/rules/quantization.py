@@ -95,7 +95,7 @@ def quantized_elements(evidence: Evidence) -> int:
 
 
 def left_in_float(evidence: Evidence) -> Seen | None:
-    """P26: linears that a quantizer skipped in silence: Gemm, a tied head behind a Transpose, excluded names."""
+    """Linears that a quantizer skipped in silence: Gemm, a tied head behind a Transpose, excluded names."""
     quantized = quantized_elements(evidence)
     if not quantized:
         return None
@@ -112,7 +112,7 @@ def left_in_float(evidence: Evidence) -> Seen | None:
 
 
 def dequantized_each_run(evidence: Evidence) -> Seen | None:
-    """P27: a weight that no fusion takes, so that all of it is dequantized at every run."""
+    """A weight that no fusion takes, so that all of it is dequantized at every run."""
     held = [(node, weight) for node, weight in dequantized_weights(evidence) if _never_fuses(node, weight, evidence)]
     return seen(
         (f"{label(node)} ({weight.name})" for node, weight in held), nbytes=sum(4 * w.elements for _, w in held)
@@ -148,7 +148,7 @@ def _flag(node: ir.Node, name: str) -> bool:
 
 
 def runs_in_float(evidence: Evidence) -> Seen | None:
-    """P27, seen in a run: a product between QDQ nodes that kept its float kernel."""
+    """Seen in a run: a product between QDQ nodes that kept its float kernel."""
     if evidence.observed is None:
         return None
     ran = {timing.name: timing for timing in evidence.observed.ran(*PRODUCTS, "Conv")}
@@ -159,7 +159,7 @@ def runs_in_float(evidence: Evidence) -> Seen | None:
 
 
 def saturates(evidence: Evidence) -> Seen | None:
-    """P30: uint8 activations times full-range int8 weights, which overflow 16 bits on x86 without VNNI."""
+    """Uint8 activations times full-range int8 weights, which overflow 16 bits on x86 without VNNI."""
     if evidence.provider != "cpu" or evidence.settings.entries.get(PRECISE_KEY) == "1":
         return None
     full = [(node, weight) for node, weight in _signed_pairs(evidence) if _full_range(weight)]
@@ -208,7 +208,7 @@ def _full_range(weight: Weight) -> bool:
 
 
 def mistaken_attention(evidence: Evidence) -> Seen | None:
-    """P42: the quantizer took ONNX's Attention for the older operator of the same name."""
+    """The quantizer took ONNX's Attention for the older operator of the same name."""
     faulty = [
         node for node in evidence.nodes if node.op_type == "QAttention" and not _is_contrib_attention(node, evidence)
     ]

@@ -22,7 +22,7 @@ GENAI_NAMES = {"dml": "directml", "tensorrt": "tensorrt", "nvtensorrtrtx": "tens
 
 
 def provider_absent(evidence: Evidence) -> Seen | None:
-    """P7: a provider that is asked for and not in the installed ONNX Runtime, which falls back in silence."""
+    """A provider that is asked for and not in the installed ONNX Runtime, which falls back in silence."""
     names = [
         f"{name} (asked for in {origin})"
         for name, origin in evidence.settings.providers.items()
@@ -54,7 +54,7 @@ def _unknown_keys(evidence: Evidence) -> Iterator[str]:
 
 
 def too_many_threads(evidence: Evidence) -> Seen | None:
-    """P35: more threads than this process may use."""
+    """More threads than this process may use."""
     threads, allowed = evidence.settings.threads, default_threads()
     if threads is None or threads <= allowed:
         return None
@@ -62,12 +62,12 @@ def too_many_threads(evidence: Evidence) -> Seen | None:
 
 
 def bound_to_host(evidence: Evidence) -> Seen | None:
-    """P39: operators that ONNX Runtime's optimizer made for one processor."""
+    """Operators that ONNX Runtime's optimizer made for one processor."""
     return seen(label(node) for node in evidence.nodes if node.domain in HOST_DOMAINS)
 
 
 def passes_through(evidence: Evidence) -> Seen | None:
-    """P40: an input that is an output under the same name, or one value returned twice."""
+    """An input that is an output under the same name, or one value returned twice."""
     outputs = evidence.graph.outputs
     twice = {value.name for index, value in enumerate(outputs) if value in outputs[:index]}
     return seen(
@@ -82,7 +82,7 @@ def refused(evidence: Evidence) -> Seen | None:
 
 
 def provider_idle(evidence: Evidence) -> Seen | None:
-    """P7: the session has the provider and gave it no node."""
+    """The session has the provider and gave it no node."""
     observed, wanted = evidence.observed, PROVIDERS[evidence.provider].execution_provider
     if observed is None or not observed.assigned or observed.assigned.get(wanted):
         return None
@@ -90,7 +90,7 @@ def provider_idle(evidence: Evidence) -> Seen | None:
 
 
 def copies_ran(evidence: Evidence) -> Seen | None:
-    """P6: Memcpy nodes that really ran."""
+    """Memcpy nodes that really ran."""
     ran = [] if evidence.observed is None else evidence.observed.ran(*MEMCPY)
     return (
         seen((timing.name for timing in ran), milliseconds=sum(t.milliseconds for t in ran)) if len(ran) > 8 else None

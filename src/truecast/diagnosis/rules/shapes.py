@@ -46,14 +46,14 @@ def free_symbols(evidence: Evidence) -> set[str]:
 
 
 def all_fixed(evidence: Evidence) -> Seen | None:
-    """P17: no axis of any input is free: the export was asked for no dynamic axis, or lost them."""
+    """No axis of any input is free: the export was asked for no dynamic axis, or lost them."""
     inputs = [v for v in real_inputs(evidence) if v.shape is not None and len(v.shape)]
     fixed = bool(inputs) and all(v.shape is not None and v.shape.is_static() for v in inputs)
     return seen(f"{v.name} {list(v.shape or ())}" for v in inputs) if fixed else None
 
 
 def output_fixed(evidence: Evidence) -> Seen | None:
-    """P17: the first axis of the inputs is free and that of an output is a literal."""
+    """The first axis of the inputs is free and that of an output is a literal."""
     batch = {name for v in real_inputs(evidence) if (name := _first_symbol(v)) is not None}
     return seen(_fixed_outputs(evidence)) if batch else None
 
@@ -81,7 +81,7 @@ def _carries_batch(value: ir.Value) -> bool:
 
 
 def baked_in(evidence: Evidence) -> Seen | None:
-    """P17: an axis that the inputs leave free and a literal inside the graph fixes."""
+    """An axis that the inputs leave free and a literal inside the graph fixes."""
     free = free_symbols(evidence)
     return seen((*_pinned(evidence, free), *_literal_shapes(evidence, free))) if free else None
 
@@ -119,7 +119,7 @@ def _fixes(op_type: str, sizes: list[int], dims: tuple[Dim, ...], free: set[str]
 
 
 def reshape_fixes_rows(evidence: Evidence) -> Seen | None:
-    """P17: a Reshape whose first size is a literal above 1 although its input's first axis is free."""
+    """A Reshape whose first size is a literal above 1 although its input's first axis is free."""
     free = free_symbols(evidence)
     names = []
     for node in evidence.nodes:
@@ -134,13 +134,13 @@ def reshape_fixes_rows(evidence: Evidence) -> Seen | None:
 
 
 def inference_fails(evidence: Evidence) -> Seen | None:
-    """P19: shapes that contradict each other, on which quantizers and optimizers die."""
+    """Shapes that contradict each other, on which quantizers and optimizers die."""
     failure = evidence.shapes.failure
     return None if failure is None else Seen((), 1, failure)
 
 
 def grid_fails(evidence: Evidence) -> Seen | None:
-    """P16 to P18, P43, seen in a run: sizes other than the first fail although the axes are declared free."""
+    """Seen in a run: sizes other than the first fail although the axes are declared free."""
     trials = () if evidence.observed is None else evidence.observed.trials
     if not trials or trials[0].error is not None:
         return None
@@ -148,7 +148,7 @@ def grid_fails(evidence: Evidence) -> Seen | None:
 
 
 def misdeclared(evidence: Evidence) -> Seen | None:
-    """P19, seen in a run: outputs of other shapes than the graph declares."""
+    """Seen in a run: outputs of other shapes than the graph declares."""
     trials = () if evidence.observed is None else evidence.observed.trials
     return seen(dict.fromkeys(name for trial in trials for name in trial.misshapen))
 

@@ -71,7 +71,7 @@ def _places(weights: Iterable[Weight]) -> set[Hashable]:
 
 
 def transposed_twin(evidence: Evidence) -> Seen | None:
-    """P26, P32: tied weights, of which the embedding keeps one layout and the head the other."""
+    """Tied weights, of which the embedding keeps one layout and the head the other."""
     pairs = [(table, head) for table, head in _candidates(evidence) if _is_transpose(table, head)]
     return seen(
         (f"{a.name} = {b.name} transposed" for a, b in pairs), "stored twice", nbytes=sum(b.nbytes for _, b in pairs)
@@ -114,7 +114,7 @@ def _column(weight: Weight, index: int) -> bytes:
 
 
 def tied_by_transpose(evidence: Evidence) -> Seen | None:
-    """P32: a table that is also a product's weight through a Transpose, which the runtime folds into a second copy."""
+    """A table that is also a product's weight through a Transpose, which the runtime folds into a second copy."""
     found = [
         (weight, node) for weight in evidence.weights if weight.nbytes >= SMALLEST_BYTES for node in _transposes(weight)
     ]
@@ -133,12 +133,12 @@ def _transposes(weight: Weight) -> Iterator[ir.Node]:
 
 
 def escapes(evidence: Evidence) -> Seen | None:
-    """P5: external data outside the model's folder; it is not opened."""
+    """External data outside the model's folder; it is not opened."""
     return seen(sorted({f"{data.location}" for data in evidence.external if not data.inside}))
 
 
 def missing(evidence: Evidence) -> Seen | None:
-    """P5: external data that is not there, too short, or shorter than its tensor."""
+    """External data that is not there, too short, or shorter than its tensor."""
     sizes = {weight.name: weight.nbytes for weight in evidence.weights}
     faults = []
     for data in evidence.external:
@@ -155,7 +155,7 @@ def missing(evidence: Evidence) -> Seen | None:
 
 
 def linked(evidence: Evidence) -> Seen | None:
-    """P5: links, which ONNX Runtime follows inside the folder and other loaders refuse."""
+    """Links, which ONNX Runtime follows inside the folder and other loaders refuse."""
     files = {data.path for data in evidence.external if data.inside and data.path.is_file()}
     return seen(
         f"{path.name} ({'symbolic link' if path.is_symlink() else 'hard link'})"
@@ -165,7 +165,7 @@ def linked(evidence: Evidence) -> Seen | None:
 
 
 def inline_limit(evidence: Evidence) -> Seen | None:
-    """P5: a file close to protobuf's limit of 2 GiB."""
+    """A file close to protobuf's limit of 2 GiB."""
     inline = sum(weight.nbytes for weight in evidence.weights if weight.source is None)
     return (
         Seen((evidence.path.name,), 1, "weights in the file itself", nbytes=inline) if inline > INLINE_LIMIT else None
@@ -183,7 +183,7 @@ def unused(evidence: Evidence) -> Seen | None:
 
 
 def blows_up(evidence: Evidence) -> Seen | None:
-    """P33: constants that the runtime computes at load and keeps, much larger than what is stored."""
+    """Constants that the runtime computes at load and keeps, much larger than what is stored."""
     blown = [(node, size) for node in evidence.nodes if (size := _blown_bytes(node, evidence))]
     return seen((label(node) for node, _ in blown), "held in memory after load", nbytes=sum(size for _, size in blown))
 
@@ -199,12 +199,20 @@ def _blown_bytes(node: ir.Node, evidence: Evidence) -> int:
     return size if size >= BLOWN_BYTES and size > BLOWN_FACTOR * held else 0
 
 
+NO_WEIGHTS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+"""What positions, types of tokens and masks are kept in, which may be zero throughout."""
+
+
 def repeated_rows(evidence: Evidence) -> Seen | None:
-    """P31, P33: a weight of zeros alone: a constant that was folded, or a weight that was never attached."""
+    """A weight of zeros alone: a constant that was folded, or a weight that was never attached."""
     empty = [
         w
         for w in evidence.weights
-        if len(w.shape) >= 2 and w.nbytes >= SMALLEST_BYTES and w.readable and not any(w.sample())
+        if len(w.shape) >= 2
+        and w.nbytes >= SMALLEST_BYTES
+        and w.dtype not in NO_WEIGHTS
+        and w.readable
+        and not any(w.sample())
     ]
     return seen((weight.name for weight in empty), nbytes=sum(weight.nbytes for weight in empty))
 
