@@ -25,7 +25,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def write_wheel(name: str, folder: Path) -> Path:
+def write_wheel(name: str, version: str, folder: Path) -> Path:
     path = folder / f"{name}.whl"
     part = name.rpartition("-part")[2]
     with zipfile.ZipFile(path, "w") as wheel:
