@@ -74,11 +74,8 @@ bench: $(ENVIRONMENT)/installed $(MODEL) $(MINILM)
 	$(BIN)/python bench/perplexity.py $(MODEL)
 	$(BIN)/python bench/encoders.py
 
-models/minilm/model.safetensors: | $(ENVIRONMENT)/installed
-	$(BIN)/python examples/two_heads/fetch.py $(@D)
-
-models/two-heads/model.safetensors: models/minilm/model.safetensors examples/two_heads/train.py
-	$(BIN)/python examples/two_heads/train.py models/minilm $(@D)
+models/two-heads/model.safetensors: examples/two_heads/train.py | $(MINILM)
+	$(BIN)/python examples/two_heads/train.py $(MINILM) $(@D)
 
 study: $(ENVIRONMENT)/installed models/two-heads/model.safetensors
 	$(PIP) install --no-deps 'torchao>=0.18'
