@@ -40,7 +40,7 @@ def described(
     checkpoint: Checkpoint,
     target: Target,
     request: Request,
-    trace: Trace,
+    graph: GraphInfo,
     weights: list[WeightInfo],
     ignored: dict[str, str],
     hashes: dict[str, str],
@@ -54,7 +54,7 @@ def described(
         provider=request.provider,
         precision=request.precision,
         settings=request.settings(),
-        graph=_graph_info(checkpoint, trace),
+        graph=graph,
         weights=weights,
         ignored_tensors=ignored,
         notices=notices_of(checkpoint, request),
@@ -63,48 +63,28 @@ def described(
     )
 
 
-def described_module(
-    checkpoint: Checkpoint,
-    target: Target,
-    request: Request,
-    trace: ModuleTrace,
-    author: AuthorModule,
-    factory: str | None,
-    weights: list[WeightInfo],
-    ignored: dict[str, str],
-    hashes: dict[str, str],
-) -> Manifest:
-    """The manifest of a module's written weights, unproven."""
+def module_info(checkpoint: Checkpoint, request: Request, trace: ModuleTrace, author: AuthorModule) -> GraphInfo:
+    """What a runtime must know about the graph of a module without a cache."""
     graph = trace.model.graph
-    asked = {} if factory is None else {"module": factory}
-    asked |= {} if request.exporter == "dynamo" else {"exporter": request.exporter}
-    return Manifest(
-        truecast=__version__,
-        source=source_of(checkpoint, hashes),
-        task=author.task,
-        target=target.name,
-        dialect=target.dialect,
-        provider=request.provider,
-        precision=request.precision,
-        settings=request.settings() | asked,
-        graph=GraphInfo(
-            opsets=dict(trace.model.opset_imports),
-            ir_version=trace.model.ir_version,
-            inputs=[_tensor_info(value) for value in graph.inputs],
-            outputs=[_tensor_info(value) for value in graph.outputs],
-            optimization=request.optimization,
-            axes={name: str(axis).partition("=")[2] or "1.." for name, axis in trace.axes.items()},
-            limits={spec.name: spec.high for spec in author.inputs if spec.high is not None},
-            context_length=context_length(checkpoint),
-            lowered=dict(sorted(trace.lowered.items())),
-            traced=dict(sorted(trace.traced.items())),
-        ),
-        weights=weights,
-        ignored_tensors=ignored,
-        notices=notices_of(checkpoint, request),
-        files={},
-        certificate=Certificate(status=Status.UNPROVEN),
+    return GraphInfo(
+        opsets=dict(trace.model.opset_imports),
+        ir_version=trace.model.ir_version,
+        inputs=[_tensor_info(value) for value in graph.inputs],
+        outputs=[_tensor_info(value) for value in graph.outputs],
+        optimization=request.optimization,
+        axes={name: str(axis).partition("=")[2] or "1.." for name, axis in trace.axes.items()},
+        limits={spec.name: spec.high for spec in author.inputs if spec.high is not None},
+        context_length=context_length(checkpoint),
+        lowered=dict(sorted(trace.lowered.items())),
+        traced=dict(sorted(trace.traced.items())),
     )
+
+
+def for_module(manifest: Manifest, author: AuthorModule, factory: str | None, exporter: str) -> Manifest:
+    """Notes what the module is for, and what is needed to make it again."""
+    asked = {} if factory is None else {"module": factory}
+    asked |= {} if exporter == "dynamo" else {"exporter": exporter}
+    return manifest.model_copy(update={"task": author.task, "settings": manifest.settings | asked})
 
 
 def with_decoded(manifest: Manifest, decoded: Sequence[StoredTensor]) -> Manifest:
@@ -151,7 +131,8 @@ def notices_of(checkpoint: Checkpoint, request: Request) -> list[str]:
     return notices
 
 
-def _graph_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
+def decoder_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
+    """What a runtime must know about the graph of a decoder."""
     graph = trace.model.graph
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     vocabulary = graph.outputs[0].shape

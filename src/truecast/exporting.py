@@ -38,7 +38,15 @@ from truecast.calibration.texts import read_texts
 from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.checkpoint.model import Array
 from truecast.checkpoint.schemes import CONFIG_KEYS
-from truecast.describing import context_length, described, notices_of, source_of, with_decoded, with_entries
+from truecast.describing import (
+    context_length,
+    decoder_info,
+    described,
+    notices_of,
+    source_of,
+    with_decoded,
+    with_entries,
+)
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.dialects.ort.fuse import fuse_rotary, pack_heads
@@ -212,7 +220,8 @@ def _cast(
         ignored = {**checkpoint.ignored, **sources.unused()}
         weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
-    manifest = described(checkpoint, target, request, trace, weights, ignored, hashes.result())
+    info = decoder_info(checkpoint, trace)
+    manifest = described(checkpoint, target, request, info, weights, ignored, hashes.result())
     manifest = with_entries(with_decoded(manifest, packer.decoded), packer.session_entries)
     write_side_files(checkpoint, target, manifest, folder)
     if request.cache_bits is not None:

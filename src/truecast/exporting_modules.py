@@ -7,7 +7,7 @@ written as for decoders → proven on a grid over every free axis → published,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +20,7 @@ from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, require_free, sh
 from truecast.calibration.feeds import own_feeds, read_feeds
 from truecast.calibration.ranges import seen_inputs
 from truecast.checkpoint.memory import STATE, state_digest
-from truecast.checkpoint.model import Checkpoint
-from truecast.describing import described_module, with_decoded, with_entries
+from truecast.describing import described, for_module, module_info, with_decoded, with_entries
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.errors import InputError
@@ -56,14 +55,6 @@ KNOWN, DIVIDED = "input_ranges", "outlying_channels"
 FROM_PROSE, FROM_EXAMPLES = "from truecast's own text", "from the calibration file"
 
 
-@dataclass(frozen=True)
-class _Cast:
-    """A graph on disk whose proof is still to come."""
-
-    manifest: Manifest
-    checkpoint: Checkpoint
-
-
 def export_module(
     source: ModuleSource,
     out: Path | str,
@@ -86,18 +77,18 @@ def export_module(
 
     def make(staging: Path) -> Manifest:
         seen = _seen(source, staging.parent, request, report) if request.makes_integers else {}
-        cast = _cast(source, staging, request, report, seen)
+        manifest = _cast(source, staging, request, report, seen)
         origin = FROM_PROSE if request.calibration is None else FROM_EXAMPLES
         if STATIC in request.precisions:
-            cast = replace(cast, manifest=_with_setting(cast.manifest, KNOWN, origin))
+            manifest = _with_setting(manifest, KNOWN, origin)
         if any(one.divisors is not None for one in seen.values()):
-            cast = replace(cast, manifest=_with_setting(cast.manifest, DIVIDED, origin))
+            manifest = _with_setting(manifest, DIVIDED, origin)
         if not verify:
-            return cast.manifest
+            return manifest
         from truecast.proof.modules import prove_module
 
-        certificate = prove_module(staging, source, cast.manifest, progress=report)
-        return cast.manifest.model_copy(update={"certificate": certificate})
+        certificate = prove_module(staging, source, manifest, progress=report)
+        return manifest.model_copy(update={"certificate": certificate})
 
     return published(out, make)
 
@@ -114,7 +105,7 @@ def _seen(source: ModuleSource, beside: Path, request: Request, report: Progress
     plain = replace(request, precision="fp32", keep=(), calibration=None, calibration_method="minmax")
     with TemporaryDirectory(dir=beside, prefix=".calibration.") as scratch:
         folder = Path(scratch)
-        info = _cast(source, folder, plain, report, {}).manifest.graph
+        info = _cast(source, folder, plain, report, {}).graph
         feeds = (
             own_feeds(folder, info) if request.calibration is None else read_feeds(request.calibration, folder, info)
         )
@@ -126,8 +117,8 @@ def _seen(source: ModuleSource, beside: Path, request: Request, report: Progress
         return seen_inputs(folder, info.file, feeds, request.calibration_method, lambda n: done(n, len(feeds)))
 
 
-def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress, seen: Mapping[str, Seen]) -> _Cast:
-    """Reads, traces and binds into `folder`."""
+def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress, seen: Mapping[str, Seen]) -> Manifest:
+    """Reads, traces and binds into `folder`; returns the manifest with an unproven certificate."""
     target = find_target(request.target)
     report("trace", 0, 1)
     recorded = request.exporter == "torchscript"
@@ -147,11 +138,13 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     if not hashes:
         hashes = {STATE: state_digest(checkpoint)}
     ignored = {**checkpoint.ignored, **sources.unused()}
-    manifest = described_module(checkpoint, target, request, trace, author, source.factory, weights, ignored, hashes)
+    info = module_info(checkpoint, request, trace, author)
+    manifest = described(checkpoint, target, request, info, weights, ignored, hashes)
+    manifest = for_module(manifest, author, source.factory, request.exporter)
     manifest = with_entries(with_decoded(manifest, packer.decoded), entries)
     manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped, *bound]})
     write_side_files(checkpoint, target, manifest, folder)
-    return _Cast(with_files(manifest, folder), checkpoint)
+    return with_files(manifest, folder)
 
 
 def _saved(folder: Path, request: Request, entries: Mapping[str, str]) -> list[str]:
