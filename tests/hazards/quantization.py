@@ -101,6 +101,21 @@ def mistaken_attention(folder: Path, hazard: bool) -> Path:
     return save(model([attention], inputs, [tensor("y", dims)], [constant("s", 0.1)]), folder)
 
 
+def outlying_channel(folder: Path, hazard: bool) -> Path:
+    """One channel 200 times the others, as norms of trained models make it, before its codes are made."""
+    reach = np.ones(WIDTH)
+    reach[5] = 200 if hazard else 2
+    nodes = [
+        node("Mul", ["x", "reach"], ["h"]),
+        node("DynamicQuantizeLinear", ["h"], ["q", "s", "z"]),
+        node("MatMulInteger", ["q", "codes", "z"], ["i"]),
+        node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        node("Mul", ["f", "s"], ["y"]),
+    ]
+    codes = weight("codes", WIDTH, WIDTH, dtype=np.int8, scale=12)
+    return save(model(nodes, [rows()], [rows("y")], [constant("reach", reach), codes]), folder)
+
+
 HAZARDS = (
     Hazard("TC201", "float-head", left_in_float),
     Hazard("TC202", "behind-transpose", transposed_dequantize),
@@ -108,5 +123,6 @@ HAZARDS = (
     Hazard("TC203", "gemm", float_between_qdq, run=True),
     Hazard("TC204", "full-range", saturating, saturating=True),
     Hazard("TC204", "full-range-on-exact-host", saturating),
+    Hazard("TC206", "outlying-channel", outlying_channel, run=True),
     Hazard("TC205", "attention", mistaken_attention, besides=("TC404", "TC405", "TC106")),
 )

@@ -26,7 +26,7 @@ import onnxruntime as ort
 
 from truecast.checkpoint.model import Array
 from truecast.errors import InputError
-from truecast.runtime.providers import LOAD_ERRORS, session_options
+from truecast.runtime.providers import FOLDER_KEY, LOAD_ERRORS, session_options
 from truecast.weights.integers import Range, Seen
 
 PRODUCTS = frozenset({"MatMul", "FusedMatMul"})
@@ -34,8 +34,6 @@ ONE_WEIGHT = frozenset({"Transpose", "Cast"})
 """Operators that make a weight of a weight."""
 TRANSPOSED = ".transposed"
 """Ending of an initializer that holds a weight with its axes swapped."""
-FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-"""Where a graph given as bytes finds its data file."""
 BINS = 2048
 """Of a histogram; onnxruntime.quantization's own 128 for Entropy are as many as codes, so that nothing is ever cut."""
 QUANTIZED_BINS = 128

@@ -23,7 +23,7 @@ from truecast.diagnosis.observing import Outputs, first_line
 from truecast.diagnosis.rules.attention import is_training
 from truecast.diagnosis.rules.weights import SMALLEST_BYTES, escapes, missing, same_weights
 from truecast.errors import InputError, ProofError
-from truecast.runtime.providers import LOAD_ERRORS, session_options
+from truecast.runtime.providers import FOLDER_KEY, LOAD_ERRORS, session_options
 
 SUFFIX = ".fixed.onnx"
 RATIO, MODE = 1, 2
@@ -163,7 +163,7 @@ def _undropped(before: Path) -> bytes:
 def _run(model: bytes, file: Path, sizes: Sizes, bounds: Mapping[str, int]) -> Outputs | None:
     """One run; the bytes' external data is beside `file`."""
     options = session_options(entries={})
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
+    options.add_session_config_entry(FOLDER_KEY, str(file.parent))
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         inputs = session.get_inputs()

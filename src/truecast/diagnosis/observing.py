@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from truecast.diagnosis.feeds import GRID, Sizes, can_feed, make_feeds
 from truecast.diagnosis.kernels import session_keys
+from truecast.diagnosis.rounding import Rounding, measure_rounding
 from truecast.runtime.providers import (
     ASSIGNMENT_KEY,
     EXACT_ENTRIES,
@@ -58,7 +59,8 @@ class Observed:
     """What a session did.
 
     `refusal` says why there is none. `assigned` counts nodes per execution provider. `timings` are of one warm run.
-    `difference` is the largest relative difference of an output with and without ONNX Runtime's optimizer.
+    `difference` is the largest relative difference of an output with and without ONNX Runtime's optimizer. `roundings`
+    are the activations that become int8 codes at every run.
     """
 
     installed: bool = True
@@ -67,6 +69,7 @@ class Observed:
     timings: tuple[Timing, ...] = ()
     trials: tuple[Trial, ...] = ()
     difference: float | None = None
+    roundings: tuple[Rounding, ...] = ()
     load_seconds: float = 0.0
 
     def ran(self, *operators: str) -> list[Timing]:
@@ -113,7 +116,8 @@ def _run(
     if entries.get(PAIRED_KEY, EXACT) != EXACT:  # int8 activations that were asked for are not the optimizer's doing
         outputs = _outputs(file, wanted, {**entries, PAIRED_KEY: EXACT}, bounds) or outputs
     difference = _difference(outputs, _outputs(file, wanted, entries, bounds, optimize=False))
-    return replace(loaded, timings=timings, trials=tuple(trials), difference=difference)
+    roundings = measure_rounding(file, _options(entries), wanted, bounds)
+    return replace(loaded, timings=timings, trials=tuple(trials), difference=difference, roundings=roundings)
 
 
 def _options(entries: Mapping[str, str]) -> ort.SessionOptions:

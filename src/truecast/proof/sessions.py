@@ -23,10 +23,8 @@ from truecast.proof.float_cache import coded_bits, float_info, with_float_cache
 from truecast.proof.held import load_graph
 from truecast.proof.integers import float_products
 from truecast.runtime.decoder import Decoder
-from truecast.runtime.providers import LEVELS, LOAD_ERRORS, NOTHING, session_options
+from truecast.runtime.providers import FOLDER_KEY, LEVELS, LOAD_ERRORS, NOTHING, session_options
 
-FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-"""Where a graph given as bytes finds its data file."""
 PREPACKING_KEY = "session.disable_prepacking"
 SILENT = 4
 """ONNX Runtime's log level that says nothing of errors: they are raised, and become a check."""

@@ -28,6 +28,8 @@ PAIRED_KEY = "session.qdq_matmulnbits_accuracy_level"
 """Level of the products that ONNX Runtime makes of DequantizeLinear and MatMul; 0 takes float activations."""
 EXACT_ENTRIES: Mapping[str, str] = MappingProxyType({EXACT_KEY: "1", PAIRED_KEY: "0"})
 ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+"""Where a graph given as bytes finds its data file."""
 KNOWN_KEYS = frozenset(
     {
         EXACT_KEY,
