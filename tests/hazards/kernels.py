@@ -7,7 +7,20 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 
-from tests.hazards.building import WIDTH, Hazard, chain, layer, linear, model, node, rows, save, tensor, weight
+from tests.hazards.building import (
+    WIDTH,
+    Hazard,
+    chain,
+    constant,
+    layer,
+    linear,
+    model,
+    node,
+    rows,
+    save,
+    tensor,
+    weight,
+)
 
 
 def opset(folder: Path, hazard: bool) -> Path:
@@ -101,6 +114,25 @@ def expanded(folder: Path, hazard: bool) -> Path:
     return save(chain([node("Swish", ["x"], ["n"])] if hazard else parts, "n", opset=24), folder)
 
 
+def slow_norm(folder: Path, hazard: bool) -> Path:
+    """A sum and its norm in one operator of ONNX Runtime, or as two."""
+    fused = node("com.microsoft.SkipLayerNormalization", ["x", "x", "g", "b"], ["n"])
+    parts = [node("Add", ["x", "x"], ["s"]), node("LayerNormalization", ["s", "g", "b"], ["n"])]
+    return save(chain([fused] if hazard else parts, "n", [constant("g", [1.0] * WIDTH), weight("b", WIDTH)]), folder)
+
+
+def fused_norm(folder: Path, hazard: bool) -> Path:
+    """A residual layer, whose sum and norm the runtime fuses when both operands are known to have the same shape."""
+    dims = ["batch", "length", WIDTH]
+    middle = [node("MatMul", ["x", "v"], ["p"]), node("Add", ["p", "x"], ["s"])]
+    norm = node("LayerNormalization", ["s", "g", "b"], ["y"])
+    plain = node("Identity", ["s"], ["y"])
+    weights = [weight("v", WIDTH, WIDTH), constant("g", [1.0] * WIDTH), weight("b", WIDTH)]
+    nodes = [*middle, norm if hazard else plain]
+    used = weights if hazard else weights[:1]
+    return save(model(nodes, [tensor("x", dims)], [tensor("y", dims)], used), folder)
+
+
 HAZARDS = (
     Hazard("TC101", "opset", opset),
     Hazard("TC102", "ir-version", ir_version),
@@ -114,4 +146,6 @@ HAZARDS = (
     Hazard("TC109", "dead-present", dead_present),
     Hazard("TC109", "flat-mask", flat_mask),
     Hazard("TC110", "swish", expanded),
+    Hazard("TC111", "norm", slow_norm),
+    Hazard("TC111", "norm-made-at-load", fused_norm, run=True),
 )

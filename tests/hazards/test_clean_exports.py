@@ -1,4 +1,4 @@
-"""No false alarm: exports of small modules by torch, and truecast's own artifacts, have no finding at all.
+"""No false alarm: exports of small modules by torch, and truecast's own artifacts, have no finding that is theirs.
 
 Every precision, opset and exporter that a careful user would choose; twenty files with what `test_artifacts` adds.
 """
@@ -156,6 +156,8 @@ EXPORTS = (
     Export("recurrent", 20),
     *(Export(kind, 17, dynamo=False) for kind in KINDS),
 )
+FUSED_AT_LOAD = {"TC111"}
+"""Information, and true: what the runtime makes of a residual layer whose shapes it knows. The file is not at fault."""
 ARTIFACTS = (
     ("llama_tied", "fp32"),
     ("llama_tied", "int4"),
@@ -203,7 +205,8 @@ def test_exports_by_torch_have_no_finding(export: Export, exports: Callable[[Exp
     file = exports(export)
     assert diagnose(file).findings == ()
     ran = diagnose(file, run=True)
-    assert (ran.findings, ran.notes) == ((), ())
+    assert set(ran.codes) <= FUSED_AT_LOAD
+    assert ran.notes == ()
 
 
 @pytest.mark.parametrize("export", [Export("encoder", 20), Export("images", 20), Export("classifier", 20)], ids=str)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from truecast.diagnosis.rules import attention, dtypes, kernels, quantization, session, shapes, weights
+from truecast.diagnosis.rules import attention, dtypes, fused, kernels, quantization, session, shapes, weights
 from truecast.diagnosis.rules.rule import Rule, findings_of
 
 RULES: tuple[Rule, ...] = (
     *kernels.RULES,
+    *fused.RULES,
     *quantization.RULES,
     *shapes.RULES,
     *dtypes.RULES,
