@@ -162,7 +162,7 @@ def seen_tensors(
     names = sorted(every if tensors is None else tensors)
     if not feeds:
         raise InputError("Calibration was given no example; give at least one row of inputs.")
-    session, ends = _opened(model, folder, names), Ends()
+    session, ends = opened(model, folder, names), Ends()
     for count, feed in enumerate(feeds, 1):
         ends.add(_values(session, feed, names))
         if progress:
@@ -189,8 +189,8 @@ def _histogram_ranges(
     return collector.ranges()
 
 
-def _opened(model: ir.Model, folder: Path, names: Sequence[str]) -> ort.InferenceSession:
-    """A session that also gives the tensors of those names."""
+def opened(model: ir.Model, folder: Path, names: Sequence[str]) -> ort.InferenceSession:
+    """A session of `model`, whose data lies in `folder`, that also gives the float32 tensors of those names."""
     graph = model.graph
     produced = {value.name: value for node in graph for value in node.outputs}
     known = {value.name for value in (*graph.inputs, *graph.outputs)}
