@@ -25,7 +25,7 @@ from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.errors import InputError
 from truecast.exporting import Progress, published, rule_chooser, with_files, write, write_side_files
-from truecast.halves.making import by_reach, by_rule, examples, with_islands
+from truecast.halves.making import by_reach, by_rule, find_examples, with_islands
 from truecast.measure.environment import environment
 from truecast.requesting import Request
 from truecast.runtime.providers import open_session
@@ -167,8 +167,8 @@ def _with_islands(
     if half.providers:  # its range is that of float32
         return with_islands(manifest, half, ruled, {}, "")
     author, _ = open_author(source)
-    feeds, origin = examples(folder, manifest.graph, author.inputs, request.calibration)
-    reached = by_reach(model, half, folder, GRAPH_NAME, feeds, report)
+    examples = find_examples(folder, manifest.graph, author.inputs, request.calibration)
+    reached, origin = by_reach(model, half, folder, GRAPH_NAME, examples, report)
     ir.save(model, folder / GRAPH_NAME)
     return with_islands(manifest, half, ruled, reached, origin)
 

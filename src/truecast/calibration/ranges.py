@@ -36,6 +36,8 @@ TRANSPOSED = ".transposed"
 """Ending of an initializer that holds a weight with its axes swapped."""
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 """Where a graph given as bytes finds its data file."""
+SILENT = 4
+"""ONNX Runtime's log level that says nothing of errors: they are raised."""
 BINS = 2048
 """Of a histogram; onnxruntime.quantization's own 128 for Entropy are as many as codes, so that nothing is ever cut."""
 QUANTIZED_BINS = 128
@@ -200,6 +202,7 @@ def opened(model: ir.Model, folder: Path, names: Sequence[str]) -> ort.Inference
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
             graph.outputs.append(value)
     options = session_options()
+    options.log_severity_level = SILENT
     options.add_session_config_entry(FOLDER_KEY, str(folder.resolve()))
     content = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)

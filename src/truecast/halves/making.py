@@ -14,6 +14,8 @@ float32 on examples → nodes beyond the safe share become islands, too (`by_rea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -32,6 +34,8 @@ SEED = 20_251_122
 MEASURED = "islands_measured_on"
 """What the manifest's settings call the origin of the examples."""
 
+FROM_AUTHOR = "the example inputs"
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -45,28 +49,41 @@ def by_rule(model: ir.Model, half: Half) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Feeds with floats in float32, and where they are from; `given` by the user, who is told of what does not fit."""
+
+    feeds: Sequence[Feed]
+    origin: str
+    given: bool = True
+
+
 def by_reach(
-    model: ir.Model, half: Half, folder: Path, file: str, feeds: Sequence[Feed], progress: Progress
-) -> dict[str, str]:
-    """Makes islands of the nodes of a written graph that go beyond the safe share; `model` is the same graph."""
-    reach = measured(folder, file, half, feeds, lambda done: progress("measure", done, len(feeds)))
+    model: ir.Model, half: Half, folder: Path, file: str, examples: Examples, progress: Progress
+) -> tuple[dict[str, str], str]:
+    """Makes islands of the nodes of a written graph that go beyond the safe share; `model` is the same graph.
+
+    Returns them with the reason, and what they were measured on. Raises InputError as `measured` does.
+    """
+    feeds = examples.feeds
+    done = partial(progress, "measure")
+    reach = measured(folder, file, half, feeds, lambda count: done(count, len(feeds)), lenient=not examples.given)
     found, wide = beyond(model, half, reach)
     keep_float32(model, half, found, wide)
-    return found
+    left = f", {reach.examples} of {len(feeds)} batches" if reach.examples < len(feeds) else ""
+    return found, f"{examples.origin}{left}"
 
 
-def examples(
-    folder: Path, info: GraphInfo, inputs: Sequence[InputSpec], calibration: Path | None
-) -> tuple[list[Feed], str]:
-    """Feeds with floats in float32, and where they are from; raises InputError for a file that cannot be used."""
+def find_examples(folder: Path, info: GraphInfo, inputs: Sequence[InputSpec], calibration: Path | None) -> Examples:
+    """What to measure on; raises InputError for a calibration file that cannot be used."""
     wide = info.model_copy(update={"inputs": [_wide(tensor) for tensor in info.inputs]})
     if calibration is not None:
-        return read_feeds(calibration, folder, wide), "the calibration file"
-    if feeds := own_feeds(folder, wide):
-        return feeds, "truecast's own text"
-    if any(isinstance(spec.example, FakeTensor) for spec in inputs):
-        return [_random(inputs)], "random numbers; --calibration FILE gives better ones"
-    return [{spec.name: spec.example.numpy() for spec in inputs}], "the example inputs"
+        return Examples(read_feeds(calibration, folder, wide), "the calibration file")
+    random = any(isinstance(spec.example, FakeTensor) for spec in inputs)
+    examples = _random(inputs) if random else {spec.name: spec.example.numpy() for spec in inputs}
+    if feeds := own_feeds(folder, wide):  # some may be too long for it: what it takes may be less than its files say
+        return Examples([*feeds, examples], "truecast's own text", given=False)
+    return Examples([examples], "random numbers; --calibration FILE gives better ones" if random else FROM_AUTHOR)
 
 
 def _wide(tensor: TensorInfo) -> TensorInfo:

@@ -10,6 +10,7 @@ is measured before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,23 @@ Progress = Callable[[int], None]
 """Called with the number of examples done."""
 
 
+@dataclass(frozen=True)
+class Reach:
+    """The largest magnitude of every value of 16 bits, by its name, over `examples` runs."""
+
+    values: Mapping[str, float]
+    examples: int
+
+
 def measured(
-    folder: Path, file: str, half: Half, feeds: Sequence[Mapping[str, Array]], progress: Progress | None = None
-) -> dict[str, float]:
-    """The largest magnitude of every value of 16 bits, by its name.
+    folder: Path,
+    file: str,
+    half: Half,
+    feeds: Sequence[Mapping[str, Array]],
+    progress: Progress | None = None,
+    lenient: bool = False,
+) -> Reach:
+    """Runs a graph of 16 bits in float32 and measures its values.
 
     Args:
         folder: holds the graph and its data file.
@@ -48,8 +62,9 @@ def measured(
         half: what the graph computes in.
         feeds: inputs of the graph; floats in float32.
         progress: called after every feed.
+        lenient: whether feeds that the graph does not take, as a text too long for it, are passed over.
 
-    Raises InputError when the graph does not take a feed.
+    Raises InputError when the graph does not take a feed, or, `lenient`, none of them.
     """
     model = ir.load(folder / file)
     wide_inputs = [value.name or "" for value in model.graph.inputs if value.dtype is half.dtype]
@@ -59,33 +74,34 @@ def measured(
     _add_reductions(model, kept)
     session = opened(model, folder, [f"{name}{ENDING}" for name in kept])
     taken = {value.name for value in session.get_inputs()}
-    reach = dict.fromkeys([*kept, *wide_inputs], 0.0)
-    for count, feed in enumerate(feeds, 1):
+    reach, count, refusal = dict.fromkeys([*kept, *wide_inputs], 0.0), 0, ""
+    for number, feed in enumerate(feeds, 1):
         given = {name: array for name, array in feed.items() if name in taken}
         try:
             found = session.run([f"{name}{ENDING}" for name in kept], given)
         except (*LOAD_ERRORS, ValueError) as error:
-            raise InputError(f"The model does not take an example: {str(error).splitlines()[0]}.") from error
-        for name, value in zip(kept, found, strict=True):
-            reach[name] = _larger(reach[name], float(value))
-        for name in set(wide_inputs) & set(given):
-            reach[name] = _larger(reach[name], float(np.abs(given[name]).max(initial=0.0)))
+            refusal = str(error).strip().splitlines()[0]
+            if not lenient:
+                break
+            continue
+        count += 1
+        found += [np.abs(given[name]).max(initial=0.0) for name in wide_inputs]
+        for name, value in zip([*kept, *wide_inputs], found, strict=True):
+            reach[name] = max(reach[name], float(value) if np.isfinite(value) else float("inf"))
         if progress:
-            progress(count)
-    return reach
+            progress(number)
+    if refusal and not (lenient and count):
+        raise InputError(f"The model does not take an example: {refusal}.")
+    return Reach(reach, count)
 
 
-def _larger(before: float, now: float) -> float:
-    return max(before, now) if np.isfinite(now) else float("inf")
-
-
-def beyond(model: ir.Model, half: Half, reach: Mapping[str, float]) -> tuple[dict[str, str], set[str]]:
+def beyond(model: ir.Model, half: Half, reach: Reach) -> tuple[dict[str, str], set[str]]:
     """The nodes that read or give a value beyond the safe share, with the reason, and these values' names."""
     limit = SAFE_SHARE * half.largest
-    wide = {name for name, value in reach.items() if value > limit}
+    wide = {name for name, value in reach.values.items() if value > limit}
     found = {}
     for node in all_nodes(model):
-        far = [reach[v.name or ""] for v in (*node.inputs, *node.outputs) if v is not None and v.name in wide]
+        far = [reach.values[v.name or ""] for v in (*node.inputs, *node.outputs) if v is not None and v.name in wide]
         if far:
             found[node.name or ""] = f"reaches {max(far):.3g}"
     return found, wide
