@@ -89,3 +89,42 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         states, (hidden, cell) = self.lstm(x)
         return states, (hidden, cell)
+
+
+class Blocks(nn.Module):
+    """Products, a layer norm, a batch norm and a residual: x [batch, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(13)
+            self.first, self.second, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+            self.norm, self.statistics = nn.LayerNorm(16), nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.statistics(self.norm(self.first(x)))
+        result: Tensor = self.head(y + nn.functional.gelu(self.second(y)))
+        return result
+
+
+class Massive(nn.Module):
+    """A residual stream in which blocks add `size` to one channel, and later ones take it back: x [batch, 8]."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.first, self.head = nn.Linear(8, 16), nn.Linear(16, 5)
+            self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(4))
+            self.up = nn.ModuleList(nn.Linear(16, 32) for _ in range(4))
+            self.down = nn.ModuleList(nn.Linear(32, 16) for _ in range(4))
+        with torch.no_grad():
+            for layer, sign in zip(self.down, (1, 1, -1, -1), strict=True):
+                layer.bias[3] = sign * size  # type: ignore[union-attr, operator, index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            x = x + down(nn.functional.gelu(up(norm(x))))
+        result: Tensor = self.head(x)
+        return result

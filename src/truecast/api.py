@@ -45,9 +45,10 @@ class Artifact:
 
     def session(self) -> ort.InferenceSession:
         """A new ONNX Runtime session of the graph, on the artifact's provider."""
-        from truecast.runtime.providers import open_session
+        from truecast.runtime.providers import open_session, require_kernels
 
         graph = self.manifest.graph
+        require_kernels(self.folder, graph.providers, self.provider)
         return open_session(
             self.folder / graph.file,
             self.provider,
@@ -139,7 +140,7 @@ def export(
         example_inputs: a tensor, a sequence in forward()'s order, or a mapping by name; for a module.
         dynamic: free axes of a module, as {"x": {0: "batch_size", 1: "length=1..512"}}; None frees the first axis.
         target: `onnxruntime`, `genai` or `portable`.
-        precision: `as-is`, `fp32`, `fp16`, `int8` or `int4`, for modules without a cache `int8-dynamic` and
+        precision: `as-is`, `fp32`, `fp16`, `int8` or `int4`, for modules without a cache `bf16`, `int8-dynamic` and
             `int8-static`, too; None takes what `inspect` recommends for the provider.
         provider: where it will run.
         block_size: weights per scale of int8 and int4.

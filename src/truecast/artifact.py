@@ -83,7 +83,9 @@ class GraphInfo(_Record):
     run the graph as it was proven. `optimization` is what ONNX Runtime may do to it (`all`, `extended`, `basic`,
     `none`). `axes` are the free axes of a module's inputs with their sizes (`1..512`), and `limits` the bounds of its
     integer inputs (values from 0 to below the bound). `lowered` counts operators that replaced a leaf of the model, by
-    leaf; `traced` names leaves left in standard operators, with the reason.
+    leaf; `traced` names leaves left in standard operators, with the reason. `islands` are the nodes of a graph of 16
+    bits that compute in float32, with the reason. `providers` are those that have kernels for the graph; none named
+    means any.
     """
 
     file: str = GRAPH_NAME
@@ -102,6 +104,8 @@ class GraphInfo(_Record):
     limits: dict[str, int] = Field(default_factory=dict)
     lowered: dict[str, int] = Field(default_factory=dict)
     traced: dict[str, str] = Field(default_factory=dict)
+    islands: dict[str, str] = Field(default_factory=dict)
+    providers: list[str] = Field(default_factory=list)
 
 
 class WeightInfo(_Record):

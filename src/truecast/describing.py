@@ -51,7 +51,7 @@ def described(
         source=source_of(checkpoint, hashes),
         target=target.name,
         dialect=target.dialect,
-        provider=request.provider,
+        provider=request.runs_on,
         precision=request.precision,
         settings=request.settings(),
         graph=graph,

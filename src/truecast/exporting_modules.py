@@ -25,10 +25,12 @@ from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.errors import InputError
 from truecast.exporting import Progress, published, rule_chooser, with_files, write, write_side_files
+from truecast.halves.making import by_reach, by_rule, find_examples, with_islands
 from truecast.measure.environment import environment
 from truecast.requesting import Request
 from truecast.runtime.providers import open_session
 from truecast.targets import find_target
+from truecast.trace.capture import array_of
 from truecast.trace.interface import forget_inner_shapes
 from truecast.trace.module import ModuleTrace, trace_module
 from truecast.trace.naming import canonical
@@ -43,7 +45,7 @@ from truecast.weights.packing import Packer
 from truecast.weights.precision import STATIC
 from truecast.weights.sources import Sources
 
-DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16}
+DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """What a graph computes in; float32 for every other precision."""
 __all__ = ["ModuleSource", "export_module"]
 
@@ -131,6 +133,7 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     dropped = drop_outputs(trace.model, lambda name: name in trace.buffers or sources.is_there(name))
     packer = _bind(trace, sources, request, target.dialect, seen)
     entries = {**decoding_entries(trace.model), **packer.session_entries}
+    ruled = {} if request.half is None else by_rule(trace.model, request.half)
     weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
     bound = _saved(folder, request, entries) if request.save_optimized else []
@@ -144,7 +147,30 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     manifest = with_entries(with_decoded(manifest, packer.decoded), entries)
     manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped, *bound]})
     write_side_files(checkpoint, target, manifest, folder)
+    if request.half is not None:
+        manifest = _with_islands(manifest, source, folder, request, trace.model, ruled, report)
     return with_files(manifest, folder)
+
+
+def _with_islands(
+    manifest: Manifest,
+    source: ModuleSource,
+    folder: Path,
+    request: Request,
+    model: ir.Model,
+    ruled: Mapping[str, str],
+    report: Progress,
+) -> Manifest:
+    """Measures how far the written graph reaches, writes it again with its islands, and notes all of them."""
+    half = request.half
+    assert half is not None
+    if half.providers:  # its range is that of float32
+        return with_islands(manifest, half, ruled, {}, "")
+    author, _ = open_author(source)
+    examples = find_examples(folder, manifest.graph, author.inputs, request.calibration)
+    reached, origin = by_reach(model, half, folder, GRAPH_NAME, examples, report)
+    ir.save(model, folder / GRAPH_NAME)
+    return with_islands(manifest, half, ruled, reached, origin)
 
 
 def _saved(folder: Path, request: Request, entries: Mapping[str, str]) -> list[str]:
@@ -170,7 +196,7 @@ def _bind(
     model = trace.model
     for name, buffer in trace.buffers.items():
         if name in model.graph.initializers:
-            model.graph.initializers[name].const_value = ir.tensor(buffer.numpy(), name=name)
+            model.graph.initializers[name].const_value = ir.tensor(array_of(buffer), name=name)
     if dialect(dialect_name).contrib:
         expand(model)
     RemoveUnusedNodesPass()(model)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from truecast.artifact import sha256_of
 from truecast.calibration.libraries import CALIBRATED, require_library
 from truecast.errors import InputError
+from truecast.halves.model import HALVES, Half
 from truecast.runtime.integers import FULL, largest_code
 from truecast.targets import MODULE_TARGETS, find_target
 from truecast.weights.precision import INTEGERS, STATIC, Precision
@@ -23,7 +24,7 @@ from truecast.weights.rules import Rule
 AS_IS = "as-is"
 PRECISIONS = (AS_IS, "fp32", "fp16", "int8", "int4")
 ACTIVATIONS = ("int8", "float")
-MODULE_PRECISIONS: tuple[str, ...] = INTEGERS
+MODULE_PRECISIONS: tuple[str, ...] = ("bf16", *INTEGERS)
 """Precisions that only modules without a cache can have."""
 EXPORTERS: Mapping[str, range] = MappingProxyType({"dynamo": range(18, 26), "torchscript": range(17, 21)})
 """torch's exporters, and the opsets that each writes without changing the number behind one's back (torch 2.13)."""
@@ -91,6 +92,35 @@ class Request:
                 f"choose one from {opsets[0]} to {opsets[-1]}."
             )
         self._check_integers()
+        self._check_half()
+
+    def _check_half(self) -> None:
+        half = self.half
+        if half is None or not half.providers:
+            return
+        listed = " or ".join(half.providers)
+        if self.rules:
+            raise InputError(f"--keep does not go with {half.name}; what cannot compute in it stays float32 by itself.")
+        if self.provider not in ("cpu", *half.providers):
+            raise InputError(
+                f"{half.name} is known in kernels of {listed} only, not of {self.provider}; choose --precision fp16."
+            )
+        if self.save_optimized and self.provider == "cpu":
+            raise InputError(
+                f"--save-optimized rewrites the graph for this machine, whose processor has no {half.word} kernels; "
+                f"leave it out, or choose the provider {listed}."
+            )
+
+    @property
+    def half(self) -> Half | None:
+        """The float of 16 bits that the graph computes in; None for the others."""
+        return HALVES.get(self.precision)
+
+    @property
+    def runs_on(self) -> str:
+        """The provider that the artifact is for: the one asked for, or one that has kernels for the precision."""
+        half = self.half
+        return self.provider if half is None or not half.providers or self.provider != "cpu" else half.providers[0]
 
     def _check_integers(self) -> None:
         _one_of("calibration method", self.calibration_method, RANGES)
@@ -170,7 +200,7 @@ class Request:
             return Precision(
                 name, ir.DataType.FLOAT, top.bit_length() + 1, channels=True, static=name == STATIC, top=top
             )
-        dtype = ir.DataType.FLOAT16 if name == "fp16" else ir.DataType.FLOAT
+        dtype = HALVES[name].dtype if name in HALVES else ir.DataType.FLOAT
         bits = int(name[3:]) if name.startswith("int") else None
         linked, own = self.link_weights, name == AS_IS
         method = self.method if self.method in STREAMED else DEFAULT_METHOD

@@ -34,6 +34,8 @@ ONE_WEIGHT = frozenset({"Transpose", "Cast"})
 """Operators that make a weight of a weight."""
 TRANSPOSED = ".transposed"
 """Ending of an initializer that holds a weight with its axes swapped."""
+SILENT = 4
+"""ONNX Runtime's log level that says nothing of errors: they are raised."""
 BINS = 2048
 """Of a histogram; onnxruntime.quantization's own 128 for Entropy are as many as codes, so that nothing is ever cut."""
 QUANTIZED_BINS = 128
@@ -160,7 +162,7 @@ def seen_tensors(
     names = sorted(every if tensors is None else tensors)
     if not feeds:
         raise InputError("Calibration was given no example; give at least one row of inputs.")
-    session, ends = _opened(model, folder, names), Ends()
+    session, ends = opened(model, folder, names), Ends()
     for count, feed in enumerate(feeds, 1):
         ends.add(_values(session, feed, names))
         if progress:
@@ -187,8 +189,8 @@ def _histogram_ranges(
     return collector.ranges()
 
 
-def _opened(model: ir.Model, folder: Path, names: Sequence[str]) -> ort.InferenceSession:
-    """A session that also gives the tensors of those names."""
+def opened(model: ir.Model, folder: Path, names: Sequence[str]) -> ort.InferenceSession:
+    """A session of `model`, whose data lies in `folder`, that also gives the float32 tensors of those names."""
     graph = model.graph
     produced = {value.name: value for node in graph for value in node.outputs}
     known = {value.name for value in (*graph.inputs, *graph.outputs)}
@@ -198,6 +200,7 @@ def _opened(model: ir.Model, folder: Path, names: Sequence[str]) -> ort.Inferenc
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
             graph.outputs.append(value)
     options = session_options()
+    options.log_severity_level = SILENT
     options.add_session_config_entry(FOLDER_KEY, str(folder.resolve()))
     content = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)

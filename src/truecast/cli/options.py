@@ -32,7 +32,7 @@ def _precision(value: str | None) -> str | None:
     from truecast.inspection import PRECISIONS
     from truecast.weights.precision import INTEGERS
 
-    return None if value is None else require_known("precision", value, (*PRECISIONS, *INTEGERS))
+    return None if value is None else require_known("precision", value, (*PRECISIONS, "bf16", *INTEGERS))
 
 
 def _exporter(value: str) -> str:
@@ -174,8 +174,8 @@ Precision = Annotated[
     str | None,
     typer.Option(
         callback=_precision,
-        help="as-is, fp32, fp16, int8 or int4, for models without a cache int8-dynamic and int8-static, too; without "
-        "it, what `inspect` recommends for the provider.",
+        help="as-is, fp32, fp16, int8 or int4, for models without a cache bf16, int8-dynamic and int8-static, too; "
+        "without it, what `inspect` recommends for the provider.",
         show_default=False,
     ),
 ]

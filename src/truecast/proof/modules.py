@@ -20,17 +20,19 @@ import onnxruntime as ort
 
 from truecast.artifact import SAVED_NAME, Certificate, Check, Manifest, Status
 from truecast.errors import InputError
+from truecast.halves.model import HALVES, Half
 from truecast.measure.environment import environment
 from truecast.proof.cosines import Cosines
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.integer_checks import quantization_checks
+from truecast.proof.module_halves import TWIN, TorchHalf, half_checks, rounding_check, table_check
 from truecast.proof.module_points import ModulePoint, module_points
 from truecast.proof.module_static import module_graph_checks
 from truecast.proof.operators import Array
 from truecast.proof.parity import NOISE_FACTOR, RELATIVE, half_limit
 from truecast.proof.quality import Noise, signal_to_noise
 from truecast.proof.reference import Reference
-from truecast.proof.sessions import RUN_ERRORS, open_module, open_saved
+from truecast.proof.sessions import RUN_ERRORS, declared, open_module, open_saved, open_twin
 from truecast.proof.shaken import shaken
 from truecast.proof.static import kernel_check
 from truecast.proof.tally import Worst, broken, check
@@ -85,7 +87,17 @@ class _Case:
     def keeps_values(self) -> bool:
         """Whether every weight has the values that the checkpoint has, so that its format costs nothing."""
         own = all(weight.quantization is None or weight.own for weight in self.weights.values())
-        return own and self.manifest.precision != "fp16"
+        return own and self.half is None
+
+    @property
+    def half(self) -> Half | None:
+        """The float of 16 bits that the graph computes in, if any."""
+        return HALVES.get(self.manifest.precision)
+
+    @property
+    def leaves(self) -> int:
+        """How many leaves of the module became operators: about the depth of the graph."""
+        return sum(self.manifest.graph.lowered.values())
 
     def outputs(self, point: ModulePoint) -> Outputs:
         """The author's."""
@@ -114,7 +126,7 @@ def prove_module(
         if not next(check for check in checks if check.name == "kernels").passed:
             return _certificate(checks, [], {})
         noise = signal_to_noise(reference, weights, reference.sources) if case.is_quantized else {}
-        run, notes = _run(case)
+        run, notes = _run(case, source)
     return _certificate([*checks, *run], notes, noise)
 
 
@@ -129,9 +141,12 @@ def _static(case: _Case) -> list[Check]:
     """Tier 1: every check that runs no module."""
     model, manifest, reference, weights = case.model, case.manifest, case.reference, case.weights
     values, _ = value_check(reference, weights, lambda done, total: case.report("check weights", done, total))
+    half = case.half
+    elsewhere = half is not None and half.providers
     return [
         *module_graph_checks(model, manifest, case.author),
-        kernel_check(case.folder, model, manifest.graph.file),
+        *([] if half is None else half_checks(case.folder, model, manifest, half)),
+        table_check(model, half) if half and elsewhere else kernel_check(case.folder, model, manifest.graph.file),
         *accounting_checks(model, manifest, reference, weights),
         hash_check(model, manifest),
         *quantization_checks(model, manifest, weights, reference.sources.tied),
@@ -139,7 +154,7 @@ def _static(case: _Case) -> list[Check]:
     ]
 
 
-def _run(case: _Case) -> tuple[list[Check], list[str]]:
+def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
     """Tier 2: checks, and notes on the points that were left out."""
     points, refused = _taken(case)
     original = [] if case.keeps_values else [case.outputs(point) for point in points]
@@ -149,13 +164,19 @@ def _run(case: _Case) -> tuple[list[Check], list[str]]:
         ways = _ways(case)
     except InputError as error:
         return [broken(TIER, "the runtime opens the graph", str(error))], refused
+    torch_half = None if case.half is None else TorchHalf.open(source, case.half, case.weights, case.leaves)
     for index, point in enumerate(points):
         want = case.outputs(point)
         for way in ways:
-            _compare(way, case, point, want, original[index] if original else None)
+            got = _compare(way, case, point, want, original[index] if original else None)
+            if way.name == TWIN and torch_half is not None:
+                torch_half.add(point, want, got)
         case.report("compare", index + 1, len(points))
     against = "the original" if case.keeps_values else "the original with these weights"
     checks = [c for way in ways for c in _way_checks(way, against)]
+    if case.half is not None and torch_half is not None:
+        checks += [_rounding(case, case.half, points[0]), *torch_half.checks()]
+        refused = [*refused, *torch_half.notes()]
     if not ways[-1].tight and ways[-1].limit is None:
         checks += _cosine_checks(ACTIVATION_NAME, ways[-1].cosines, ACTIVATION_COSINE)
     if not case.keeps_values:
@@ -169,11 +190,34 @@ def _ways(case: _Case) -> list[_Way]:
     if case.is_quantized:
         exact = _Way("exact products", open_module(folder, info, exact=True), True)
         return [exact, _Way("as shipped", open_module(folder, info), False)]
-    limit = half_limit(sum(info.lowered.values())) if not keeps else None
+    if case.half is not None:
+        return _half_ways(case, case.half)
+    limit = half_limit(case.leaves) if not keeps else None
     shipped = _Way("as shipped", open_module(folder, info), keeps, limit)
     saved = [_Way("as saved", open_saved(folder, info), keeps, limit)] if (folder / SAVED_NAME).is_file() else []
     plain = [_Way("without optimization", open_module(folder, info, optimize=False), keeps, limit)] if keeps else []
     return [*plain, *saved, shipped]
+
+
+def _half_ways(case: _Case, half: Half) -> list[_Way]:
+    """The twin, and where the processor takes the graph, what users run, last."""
+    folder, info, limit = case.folder, case.manifest.graph, half_limit(case.leaves, half.epsilon)
+    twin = _Way(TWIN, open_twin(folder, info, half)[0], False, limit)
+    if half.providers:
+        return [twin]
+    saved = [_Way("as saved", open_saved(folder, info), False, limit)] if (folder / SAVED_NAME).is_file() else []
+    return [twin, *saved, _Way("as shipped", open_module(folder, info), False, limit)]
+
+
+def _rounding(case: _Case, half: Half, point: ModulePoint) -> Check:
+    try:
+        return rounding_check(case.folder, case.manifest.graph, half, _feeds(case, point))
+    except RUN_ERRORS as error:
+        return broken(TIER, "the twin rounds every result", str(error).strip().splitlines()[0])
+
+
+def _feeds(case: _Case, point: ModulePoint) -> dict[str, Array]:
+    return {spec.name: tensor.numpy() for spec, tensor in zip(case.author.inputs, point.tensors, strict=True)}
 
 
 def _taken(case: _Case) -> tuple[list[ModulePoint], list[str]]:
@@ -192,15 +236,14 @@ def _taken(case: _Case) -> tuple[list[ModulePoint], list[str]]:
     return points, refused
 
 
-def _compare(way: _Way, case: _Case, point: ModulePoint, want: Outputs, original: Outputs | None) -> None:
-    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(case.author.inputs, point.tensors, strict=True)}
-    taken = {value.name for value in way.session.get_inputs()}
+def _compare(way: _Way, case: _Case, point: ModulePoint, want: Outputs, original: Outputs | None) -> Outputs:
+    """Runs a way at a point and notes how it compares; returns its outputs, none where it does not run."""
     names = [value.name for value in way.session.get_outputs()]
     try:
-        got = way.session.run(None, _as_declared(way.session, {n: a for n, a in feeds.items() if n in taken}))
+        got = way.session.run(None, declared(way.session, _feeds(case, point)))
     except RUN_ERRORS as error:
         way.faults.append(f"{point.name}: {str(error).strip().splitlines()[0]}")
-        return
+        return {}
     for name, value in zip(names, got, strict=True):
         if name not in want:
             way.faults.append(f"{point.name}: {name} is no output of the author's, which are {', '.join(want)}")
@@ -212,12 +255,7 @@ def _compare(way: _Way, case: _Case, point: ModulePoint, want: Outputs, original
         _take(way, case, point, name, np.asarray(value), expected)
         if original is not None:
             way.format_cosines.setdefault(name, Cosines()).add(np.asarray(value), original[name])
-
-
-def _as_declared(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Floats in the dtype that the graph declares."""
-    halves = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
-    return {name: array.astype(np.float16) if name in halves else array for name, array in feeds.items()}
+    return dict(zip(names, map(np.asarray, got), strict=True))
 
 
 def _take(way: _Way, case: _Case, point: ModulePoint, name: str, got: Array, want: Array) -> None:

@@ -267,9 +267,9 @@ def parity_checks(subject: Subject, against: str) -> list[Check]:
     return checks
 
 
-def half_limit(layers: int) -> float:
-    """The limit for float16 arithmetic, in parts of the largest logit."""
-    return float(HALF_EPSILON * HALF_ROUNDINGS * (layers + 1) ** 0.5)
+def half_limit(layers: int, epsilon: float = HALF_EPSILON) -> float:
+    """The limit for arithmetic in 16 bits, in parts of the largest logit; `epsilon` is the error of one rounding."""
+    return float(epsilon * HALF_ROUNDINGS * (layers + 1) ** 0.5)
 
 
 def price_checks(what: str, drifts: Sequence[Drift], kl: float, top1: float | None) -> list[Check]:

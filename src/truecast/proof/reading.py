@@ -87,7 +87,7 @@ def _tables_of(node: ir.Node) -> Iterator[tuple[str, Table]]:
     elif node.op_type in ("MatMul", "FusedMatMul", "Gather"):
         value = node.inputs[0] if node.op_type == "Gather" else untransposed(node.inputs[1])
         base = base_of(value)
-        if value is not None and base is not None and base is not value:
+        if value is not None and base is not None and base is not value and not _only_widened(value, base):
             yield _name(base), _computed(value, base)
 
 
@@ -103,6 +103,16 @@ def _computed(value: ir.Value, base: ir.Value) -> Table:
     read = rows_of(value)
     first = read(0, 1)
     return Table((int(base.const_value.shape.numpy()[0]), *first.shape[1:]), read, first.dtype)
+
+
+def _only_widened(value: ir.Value, base: ir.Value) -> bool:
+    """Whether a float32 island reads a weight of 16 bits: the cast leaves its values as they are."""
+    node = value.producer()
+    cast = node is not None and node.op_type == "Cast" and node.inputs[0] is base
+    return cast and value.dtype is ir.DataType.FLOAT and base.dtype in HALF_DTYPES
+
+
+HALF_DTYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _is_integer(node: ir.Node) -> bool:

@@ -91,9 +91,10 @@ class Reference:
 
     @torch.no_grad()
     def outputs(self, author: AuthorModule, tensors: Sequence[Tensor]) -> dict[str, Array]:
-        """The module's outputs by name."""
+        """The module's outputs by name; those of bfloat16, which NumPy lacks, in float32."""
         self.reset()
-        return {name: tensor.numpy() for name, tensor in author(tensors).items()}
+        outputs = author(tensors).items()
+        return {name: (t.float() if t.dtype is torch.bfloat16 else t).numpy() for name, t in outputs}
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -213,7 +214,8 @@ def _make_real(model: PreTrainedModel, persistent: set[str]) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = real.setdefault(
-                    id(parameter), nn.Parameter(torch.empty(parameter.shape), requires_grad=False)
+                    id(parameter),
+                    nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False),
                 )
         for name, buffer in module._buffers.items():
             full = f"{prefix}.{name}" if prefix else name

@@ -14,14 +14,18 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from truecast.artifact import SAVED_NAME, GraphInfo
 from truecast.errors import InputError, TruecastError
+from truecast.halves.model import Half
+from truecast.halves.twin import make_twin
 from truecast.proof.float_cache import coded_bits, float_info, with_float_cache
 from truecast.proof.held import load_graph
 from truecast.proof.integers import float_products
+from truecast.proof.operators import Array
 from truecast.runtime.decoder import Decoder
 from truecast.runtime.providers import FOLDER_KEY, LEVELS, LOAD_ERRORS, NOTHING, session_options
 
@@ -74,10 +78,40 @@ def open_module(
     return _session(folder, info.file, options, [exact_products] if exact else [])
 
 
+def open_twin(
+    folder: Path, info: GraphInfo, half: Half, watched: bool = False
+) -> tuple[ort.InferenceSession, list[str]]:
+    """A session of the float32 twin of a graph of 16 bits, each result rounded.
+
+    `watched` makes every rounded value an output; their names come along. Raises InputError as `open_module` does.
+    """
+    rounded: list[str] = []
+
+    def change(model: ir.Model) -> Given:
+        names = set(make_twin(model, half).values())
+        values = {value.name: value for node in model.graph for value in node.outputs if value.name in names}
+        rounded.extend(name or "" for name in values)
+        if watched:
+            given = {value.name for value in model.graph.outputs}
+            model.graph.outputs.extend(value for name, value in values.items() if name not in given)
+        return NONE_GIVEN
+
+    options = _options(False, True, None, info.session_entries)
+    options.graph_optimization_level = LEVELS[info.optimization]
+    return _session(folder, info.file, options, [change]), rounded
+
+
 def open_saved(folder: Path, info: GraphInfo) -> ort.InferenceSession:
     """A session of the graph as ONNX Runtime rewrote and saved it; raises InputError as `open_module` does."""
     path = str(folder / SAVED_NAME)
     return _load(path, _options(False, False, None, info.session_entries), path)
+
+
+def declared(session: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The feeds that a session takes, floats in the dtype that its graph declares."""
+    taken = {value.name: value.type for value in session.get_inputs()}
+    halves = {name for name, kind in taken.items() if kind == "tensor(float16)"}
+    return {n: array.astype(np.float16) if n in halves else array for n, array in feeds.items() if n in taken}
 
 
 def session_of(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.InferenceSession:

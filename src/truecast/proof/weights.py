@@ -5,7 +5,7 @@ every checkpoint tensor is used or ignored for a reason, and every held value is
 
 | packing | bound on |w - held|, with a the largest |w| of the block and n the bits |
 |---|---|
-| dense | 0: the same value after the cast |
+| dense | 0: the same value after the cast, in 16 bits the same bits as torch's cast gives |
 | the checkpoint's own codes and scales | 0, or what rounding twice leaves; see `own` |
 | round to nearest, symmetric | half a step of a / 2^(n-1) |
 | … at the end of the shorter side | a whole step |
@@ -24,8 +24,10 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from truecast.artifact import Check, Manifest
 from truecast.checkpoint.model import StoredTensor
@@ -182,9 +184,17 @@ def _shares(stored: StoredTensor, values: Array, held: Array, weight: HeldWeight
 
 
 def _dense_shares(values: Array, held: Array) -> Array:
+    values = values.reshape(held.shape)
+    if values.dtype == np.float32 and held.dtype in TORCH_HALVES:  # bit for bit as torch rounds, whoever wrote it
+        rounded = torch.from_numpy(np.array(values)).to(TORCH_HALVES[held.dtype])
+        same: Array = rounded.view(torch.int16).numpy() == held.view(np.int16)
+        return np.where(same, 0.0, np.inf)
     with np.errstate(over="ignore"):
-        same = values.astype(held.dtype).reshape(held.shape) == held
+        same = values.astype(held.dtype) == held
     return np.where(same, 0.0, np.inf)
+
+
+TORCH_HALVES = {np.dtype(np.float16): torch.float16, np.dtype(ml_dtypes.bfloat16): torch.bfloat16}
 
 
 def _block_shares(values: Array, held: Array, weight: HeldWeight) -> Array:

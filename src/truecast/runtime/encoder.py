@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from truecast.artifact import GraphInfo, TensorInfo, read_manifest
 from truecast.errors import InputError
-from truecast.runtime.providers import open_session
+from truecast.runtime.providers import open_session, require_kernels
 from truecast.runtime.text import TextCodec
 
 Array = NDArray[Any]
@@ -35,6 +35,7 @@ class Encoder:
         info = read_manifest(folder).graph
         if info.cache is not None:
             raise InputError(f"{folder} is a language model with a cache; use generate(), or session() for the graph.")
+        require_kernels(folder, info.providers, provider)
         session = open_session(
             folder / info.file, provider, threads, entries=info.session_entries, level=info.optimization, arena=True
         )

@@ -7,7 +7,7 @@ pool by the host. Here a name that is not known is an error, and what was set is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -115,6 +115,18 @@ def find_provider(name: str) -> Provider:
             f"install the wheel {provider.wheel} in its place."
         )
     return provider
+
+
+def require_kernels(folder: Path, names: Sequence[str], provider: str) -> None:
+    """Raises InputError when a graph runs on the providers `names` only (none named: on any), not on that one."""
+    if not names or provider.lower() in names:
+        return
+    here = [name for name in installed_providers() if name in names]
+    way = f"open it on {here[0]}" if here else f"open it where the wheel {PROVIDERS[names[0]].wheel} is installed"
+    raise InputError(
+        f"{folder} has kernels on {' and '.join(names)} only, not on {provider}; {way}, or export it again with "
+        "--precision fp32 or fp16."
+    )
 
 
 def installed_providers() -> list[str]:

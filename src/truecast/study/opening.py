@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from truecast.artifact import MANIFEST_NAME, read_manifest
 from truecast.diagnosis.loading import find_graph
-from truecast.runtime.providers import open_session
+from truecast.runtime.providers import open_session, require_kernels
 from truecast.study.feeds import Feeds, chosen
 
 Outputs = dict[str, npt.NDArray[Any]]
@@ -68,5 +68,6 @@ def open_graph(place: Path, provider: str, threads: int) -> OnnxModel:
     entries: Mapping[str, str] = {}
     if (place / MANIFEST_NAME).is_file():
         graph = read_manifest(place).graph
+        require_kernels(place, graph.providers, provider)
         place, entries = place / graph.file, graph.session_entries
     return OnnxModel(open_session(find_graph(place), provider, threads, entries=entries))

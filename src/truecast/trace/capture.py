@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -80,7 +82,14 @@ def _real_constant(value: ir.Value) -> ir.TensorProtocol | None:
     raw = getattr(value.const_value, "raw", None)
     if isinstance(raw, FakeTensor):
         raw = raw.constant
-    return None if raw is None else ir.tensor(raw.detach().numpy(), name=value.name)
+    return None if raw is None else ir.tensor(array_of(raw.detach()), name=value.name)
+
+
+def array_of(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's values; those of bfloat16 in the dtype of ml_dtypes, since NumPy has none."""
+    if tensor.dtype is not torch.bfloat16:
+        return tensor.numpy()
+    return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
 
 
 def past_of(layer: int, shape: Any, probe: Tensor, dtype: torch.dtype, batch: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,14 +45,20 @@ ROWS_AT_ONCE = 1 << 24
 """Weights read at once while transposing (64 MiB of float32)."""
 
 
+LARGEST: Mapping[str, str] = {"float16": "65504", "bfloat16": "3.39e38"}
+"""What floats of 16 bits end at."""
+
+
 def cast(values: Array, target: np.dtype[Any], name: str) -> Array:
-    """Values as `target`; raises InputError when float16 cannot hold them."""
+    """Values as `target`; raises InputError when it cannot hold them."""
     if values.dtype == target:
         return values
     with np.errstate(over="ignore"):
         result: Array = values.astype(target)
-    if target == np.float16 and not np.isfinite(result).all():
-        raise InputError(f"{name!r} holds values beyond float16's range (65504); choose --precision fp32 or int4.")
+    if target.name in LARGEST and not np.isfinite(result).all():
+        raise InputError(
+            f"{name!r} holds values beyond {target}'s range ({LARGEST[target.name]}); choose --precision fp32 or int4."
+        )
     return result
 
 
