@@ -15,6 +15,7 @@ from truecast.calibration.libraries import CALIBRATED, require_library
 from truecast.errors import InputError
 from truecast.runtime.integers import FULL, largest_code
 from truecast.targets import MODULE_TARGETS, find_target
+from truecast.trace.cleaners import CLEAN_UPS, NONE, require_cleaner
 from truecast.weights.precision import INTEGERS, STATIC, Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.quantizers import DEFAULT_METHOD, STREAMED
@@ -31,6 +32,8 @@ RANGES = ("minmax", "entropy", "percentile")
 """Ways to find the range of an input in what calibration saw of it."""
 OPTIMIZATIONS = ("all", "extended", "basic", "none")
 CACHES = ("float", "int8", "int4")
+MODULE_OPTIONS = ("exporter", "optimization", "save_optimized", "calibration_method", "clean_up")
+"""What only modules without a cache can be asked for; decoders have the default of each."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Request:
     """What is asked for.
 
     `method` makes the codes of int8 and int4; `keep` are rules, PATTERN=PRECISION (`rules`); `calibration` is a file of
-    text (`calibration.texts`); `kv_cache` is what keys and values are kept as; `opset` None is the dialect's own.
+    text (`calibration.texts`); `kv_cache` is what keys and values are kept as; `opset` None is the dialect's own;
+    `clean_up` is the library that rewrites the finished graph (`trace.cleaners`).
     """
 
     target: str = "onnxruntime"
@@ -57,6 +61,7 @@ class Request:
     optimization: str = "all"
     calibration_method: str = "minmax"
     save_optimized: bool = False
+    clean_up: str = NONE
 
     def check(self) -> None:
         """Raises InputError for a value that no export can take."""
@@ -71,6 +76,10 @@ class Request:
             _one_of("precision of decoders", rule.precision, PRECISIONS)
         self._check_codes()
         self._check_cache()
+        for name in MODULE_OPTIONS:
+            if getattr(self, name) != getattr(Request, name):
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} is for models without a cache; a decoder takes none, leave it out.")
 
     def check_module(self) -> None:
         """Raises InputError for a value that no export of a module can take."""
@@ -78,6 +87,8 @@ class Request:
         _one_of("precision", self.precision, (*PRECISIONS, *MODULE_PRECISIONS))
         _one_of("exporter", self.exporter, tuple(EXPORTERS))
         _one_of("level of optimization", self.optimization, OPTIMIZATIONS)
+        _one_of("clean-up", self.clean_up, CLEAN_UPS)
+        require_cleaner(self.clean_up)
         if self.target not in MODULE_TARGETS:
             raise InputError(f"The target {self.target} runs decoders only; choose one of {', '.join(MODULE_TARGETS)}.")
         if self.kv_cache != "float":
