@@ -211,9 +211,9 @@ def export(
 
 def _task(source: Path | str, task: str | None) -> str:
     from truecast.checkpoint import open_checkpoint
-    from truecast.checkpoint.tasks import require_task, task_of
+    from truecast.checkpoint.tasks import chosen_task
 
-    return require_task(task) if task is not None else task_of(open_checkpoint(source))
+    return chosen_task(open_checkpoint(source), task)
 
 
 def _recommended(source: Path | str | None, provider: str) -> str:

@@ -21,6 +21,7 @@ from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, require_free, sh
 from truecast.calibration.feeds import own_feeds, read_feeds
 from truecast.calibration.ranges import seen_inputs
 from truecast.checkpoint.memory import STATE, state_digest
+from truecast.checkpoint.tasks import FEATURES, SENTENCES
 from truecast.describing import described, for_module, module_info, with_decoded, with_entries, with_setting
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
@@ -126,7 +127,7 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     report("trace", 1, 1)
     beyond = OTHER_TASK if author.is_pretrained and source.task is not None else None
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename, beyond, partial=True)
-    dropped = drop_outputs(trace.model, lambda name: name in trace.buffers or sources.is_there(name))
+    dropped = _drop_untrained(trace, sources) if author.task in (FEATURES, SENTENCES) else []
     packer = _bind(trace, sources, request, target.dialect, seen)
     entries = {**decoding_entries(trace.model), **packer.session_entries}
     weights = write(trace.model, packer, folder, request, report)
@@ -148,6 +149,11 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped, *bound]})
     write_side_files(checkpoint, target, manifest, folder)
     return with_files(manifest, folder)
+
+
+def _drop_untrained(trace: ModuleTrace, sources: Sources) -> list[str]:
+    """Drops what a model without a head gives besides and nobody trained; a task's own head must be there."""
+    return drop_outputs(trace.model, lambda name: name in trace.buffers or sources.is_there(name))
 
 
 def _saved(folder: Path, request: Request, entries: Mapping[str, str]) -> list[str]:

@@ -150,11 +150,11 @@ def _give_back(model: ir.Model, weights: Mapping[str, ir.Value]) -> None:
 
 def _constants_as_nodes(graph: ir.Graph) -> None:
     """Small constants become nodes, as everywhere in truecast's graphs; libraries keep them as initializers."""
-    for value in list(graph.initializers.values()):
+    for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > LARGEST_FOLDED:
             continue
         node = ir.node("Constant", [], {"value": tensor})
         graph.insert_before(graph[0], node)
         ir.convenience.replace_all_uses_with(value, node.outputs[0], replace_graph_outputs=True)
-        del graph.initializers[value.name]
+        del graph.initializers[name]
