@@ -263,6 +263,18 @@ class TestAFolder:
         body = without(source, tmp_path / "body", "classifier.")
         assert "classifier.weight" in refusal(tmp_path, body, precision="fp32")
 
+    @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+    @pytest.mark.parametrize("gone", ["classifier.", "classifier.bias"])
+    @pytest.mark.parametrize("changed", [{"architectures": ["BertModel"]}, {"output_hidden_states": True}], ids=str)
+    def test_a_head_is_never_made_up(
+        self, source: Path, tmp_path: Path, changed: dict[str, Any], gone: str, exporter: str
+    ) -> None:
+        body = without(source, tmp_path / "body", gone)
+        config = json.loads((body / "config.json").read_text()) | changed
+        (body / "config.json").write_text(json.dumps(config))
+        options = {"task": "text-classification", "precision": "fp32", "exporter": exporter}
+        assert "has no tensor 'classifier." in refusal(tmp_path, body, **options)
+
 
 def without(source: Path, place: Path, prefix: str) -> Path:
     """A copy of a folder without the tensors of that prefix."""

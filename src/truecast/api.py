@@ -116,6 +116,7 @@ def export(
     exporter: str = "dynamo",
     optimization: str = "all",
     save_optimized: bool = False,
+    clean_up: str = "none",
     opset: int | None = None,
     method: str = "rtn",
     keep: Sequence[str] = (),
@@ -148,6 +149,8 @@ def export(
         exporter: `dynamo` or `torchscript`, for modules without a cache.
         optimization: what ONNX Runtime may do to the graph of such a module: `all`, `extended`, `basic` or `none`.
         save_optimized: whether to keep the graph as ONNX Runtime rewrote it, too; it is bound to this machine.
+        clean_up: the library that rewrites such a graph once it is written: `onnxscript`, `onnxslim`, `onnxsim`, or
+            `none` for truecast's own clean-up alone.
         opset: version of the ONNX operators, where the target leaves a choice (`portable`: 21 to 25).
         method: `rtn`, `k-quant`, `hqq`, `gptq`, `awq` or `auto-round`, which makes the codes of int8 and int4.
         keep: rules PATTERN=PRECISION for weights that get another precision, as "lm_head=int8"; the last match counts.
@@ -187,6 +190,7 @@ def export(
         exporter=exporter,
         optimization=optimization,
         save_optimized=save_optimized,
+        clean_up=clean_up,
     )
     if not without_cache:
         assert place is not None
@@ -208,9 +212,9 @@ def export(
 
 def _task(source: Path | str, task: str | None) -> str:
     from truecast.checkpoint import open_checkpoint
-    from truecast.checkpoint.tasks import require_task, task_of
+    from truecast.checkpoint.tasks import chosen_task
 
-    return require_task(task) if task is not None else task_of(open_checkpoint(source))
+    return chosen_task(open_checkpoint(source), task)
 
 
 def _recommended(source: Path | str | None, provider: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -85,6 +86,11 @@ def for_module(manifest: Manifest, author: AuthorModule, factory: str | None, ex
     asked = {} if factory is None else {"module": factory}
     asked |= {} if exporter == "dynamo" else {"exporter": exporter}
     return manifest.model_copy(update={"task": author.task, "settings": manifest.settings | asked})
+
+
+def with_setting(manifest: Manifest, name: str, value: Any) -> Manifest:
+    """Notes one more setting."""
+    return manifest.model_copy(update={"settings": manifest.settings | {name: value}})
 
 
 def with_decoded(manifest: Manifest, decoded: Sequence[StoredTensor]) -> Manifest:

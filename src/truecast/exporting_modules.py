@@ -1,7 +1,8 @@
 """Export of encoders and other modules without a cache: the four moves, on `AuthorModule` in place of a decoder.
 
 Data flow: what the user names → the author's module and its checkpoint (`trace.opening`) → graph → weights packed and
-written as for decoders → proven on a grid over every free axis → published, or kept as OUT.rejected.
+written as for decoders → rewritten by a library, where one was asked for → proven on a grid over every free axis →
+published, or kept as OUT.rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, require_free, sh
 from truecast.calibration.feeds import own_feeds, read_feeds
 from truecast.calibration.ranges import seen_inputs
 from truecast.checkpoint.memory import STATE, state_digest
-from truecast.describing import described, for_module, module_info, with_decoded, with_entries
+from truecast.checkpoint.tasks import FEATURES, SENTENCES
+from truecast.describing import described, for_module, module_info, with_decoded, with_entries, with_setting
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.errors import InputError
@@ -31,6 +33,7 @@ from truecast.requesting import Request
 from truecast.runtime.providers import open_session
 from truecast.targets import find_target
 from truecast.trace.capture import array_of
+from truecast.trace.cleaners import NONE, cleaned
 from truecast.trace.interface import forget_inner_shapes
 from truecast.trace.module import ModuleTrace, trace_module
 from truecast.trace.naming import canonical
@@ -82,9 +85,9 @@ def export_module(
         manifest = _cast(source, staging, request, report, seen)
         origin = FROM_PROSE if request.calibration is None else FROM_EXAMPLES
         if STATIC in request.precisions:
-            manifest = _with_setting(manifest, KNOWN, origin)
+            manifest = with_setting(manifest, KNOWN, origin)
         if any(one.divisors is not None for one in seen.values()):
-            manifest = _with_setting(manifest, DIVIDED, origin)
+            manifest = with_setting(manifest, DIVIDED, origin)
         if not verify:
             return manifest
         from truecast.proof.modules import prove_module
@@ -95,16 +98,12 @@ def export_module(
     return published(out, make)
 
 
-def _with_setting(manifest: Manifest, name: str, value: str) -> Manifest:
-    return manifest.model_copy(update={"settings": manifest.settings | {name: value}})
-
-
 def _seen(source: ModuleSource, beside: Path, request: Request, report: Progress) -> dict[str, Seen]:
     """What goes into every product, by its weight: the module in float32, run on examples.
 
     Nothing where there are no examples and products do not need them.
     """
-    plain = replace(request, precision="fp32", keep=(), calibration=None, calibration_method="minmax")
+    plain = replace(request, precision="fp32", keep=(), calibration=None, calibration_method="minmax", clean_up=NONE)
     with TemporaryDirectory(dir=beside, prefix=".calibration.") as scratch:
         folder = Path(scratch)
         info = _cast(source, folder, plain, report, {}).graph
@@ -130,11 +129,14 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     report("trace", 1, 1)
     beyond = OTHER_TASK if author.is_pretrained and source.task is not None else None
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename, beyond, partial=True)
-    dropped = drop_outputs(trace.model, lambda name: name in trace.buffers or sources.is_there(name))
+    dropped = _drop_untrained(trace, sources) if author.task in (FEATURES, SENTENCES) else []
     packer = _bind(trace, sources, request, target.dialect, seen)
     entries = {**decoding_entries(trace.model), **packer.session_entries}
     ruled = {} if request.half is None else by_rule(trace.model, request.half)
     weights = write(trace.model, packer, folder, request, report)
+    rewritten = None if request.clean_up == NONE else cleaned(trace.model, request.clean_up)
+    if rewritten is not None:
+        trace = replace(trace, model=rewritten.model)
     ir.save(trace.model, folder / GRAPH_NAME)
     bound = _saved(folder, request, entries) if request.save_optimized else []
     hashes = {path.name: sha256_of(path) for path in checkpoint.files}
@@ -144,6 +146,8 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     info = module_info(checkpoint, request, trace, author)
     manifest = described(checkpoint, target, request, info, weights, ignored, hashes)
     manifest = for_module(manifest, author, source.factory, request.exporter)
+    if rewritten is not None:
+        manifest = with_setting(manifest, "clean_up", dict(rewritten.record))
     manifest = with_entries(with_decoded(manifest, packer.decoded), entries)
     manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped, *bound]})
     write_side_files(checkpoint, target, manifest, folder)
@@ -171,6 +175,11 @@ def _with_islands(
     reached, origin = by_reach(model, half, folder, GRAPH_NAME, examples, report)
     ir.save(model, folder / GRAPH_NAME)
     return with_islands(manifest, half, ruled, reached, origin)
+
+
+def _drop_untrained(trace: ModuleTrace, sources: Sources) -> list[str]:
+    """Drops what a model without a head gives besides and nobody trained; a task's own head must be there."""
+    return drop_outputs(trace.model, lambda name: name in trace.buffers or sources.is_there(name))
 
 
 def _saved(folder: Path, request: Request, entries: Mapping[str, str]) -> list[str]:

@@ -16,6 +16,7 @@ from truecast.errors import InputError
 from truecast.halves.model import HALVES, Half
 from truecast.runtime.integers import FULL, largest_code
 from truecast.targets import MODULE_TARGETS, find_target
+from truecast.trace.cleaners import CLEAN_UPS, NONE, require_cleaner
 from truecast.weights.precision import INTEGERS, STATIC, Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.quantizers import DEFAULT_METHOD, STREAMED
@@ -32,6 +33,8 @@ RANGES = ("minmax", "entropy", "percentile")
 """Ways to find the range of an input in what calibration saw of it."""
 OPTIMIZATIONS = ("all", "extended", "basic", "none")
 CACHES = ("float", "int8", "int4")
+MODULE_OPTIONS = ("exporter", "optimization", "save_optimized", "calibration_method", "clean_up")
+"""What only modules without a cache can be asked for; decoders have the default of each."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Request:
     """What is asked for.
 
     `method` makes the codes of int8 and int4; `keep` are rules, PATTERN=PRECISION (`rules`); `calibration` is a file of
-    text (`calibration.texts`); `kv_cache` is what keys and values are kept as; `opset` None is the dialect's own.
+    text (`calibration.texts`); `kv_cache` is what keys and values are kept as; `opset` None is the dialect's own;
+    `clean_up` is the library that rewrites the finished graph (`trace.cleaners`).
     """
 
     target: str = "onnxruntime"
@@ -58,6 +62,7 @@ class Request:
     optimization: str = "all"
     calibration_method: str = "minmax"
     save_optimized: bool = False
+    clean_up: str = NONE
 
     def check(self) -> None:
         """Raises InputError for a value that no export can take."""
@@ -72,6 +77,10 @@ class Request:
             _one_of("precision of decoders", rule.precision, PRECISIONS)
         self._check_codes()
         self._check_cache()
+        for name in MODULE_OPTIONS:
+            if getattr(self, name) != getattr(Request, name):
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} is for models without a cache; a decoder takes none, leave it out.")
 
     def check_module(self) -> None:
         """Raises InputError for a value that no export of a module can take."""
@@ -79,6 +88,8 @@ class Request:
         _one_of("precision", self.precision, (*PRECISIONS, *MODULE_PRECISIONS))
         _one_of("exporter", self.exporter, tuple(EXPORTERS))
         _one_of("level of optimization", self.optimization, OPTIMIZATIONS)
+        _one_of("clean-up", self.clean_up, CLEAN_UPS)
+        require_cleaner(self.clean_up)
         if self.target not in MODULE_TARGETS:
             raise InputError(f"The target {self.target} runs decoders only; choose one of {', '.join(MODULE_TARGETS)}.")
         if self.kv_cache != "float":

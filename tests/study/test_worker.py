@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import onnx
 import onnx.helper as helper
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from tests.study.building import PLAN, folder_with_plan, tiny_classifier
 from truecast.errors import InputError
@@ -212,6 +214,18 @@ def test_factories_that_give_no_module_are_refused(studied: Path, tmp_path: Path
     for name, sentence in (("build", "gives int, not a torch.nn.Module"), ("bild", "has no attribute 'bild'")):
         with pytest.raises(InputError, match=sentence):
             build_author(Model(source=studied, module=f"{tmp_path / 'nothing_built.py'}:{name}"), torch.float32)
+
+
+def test_a_head_that_the_folder_lacks_is_not_made_up(studied: Path, tmp_path: Path) -> None:
+    body = tmp_path / "body"
+    shutil.copytree(studied / "model", body)
+    tensors = load_file(body / "model.safetensors")
+    kept = {name: array for name, array in tensors.items() if not name.startswith("classifier.")}
+    assert len(kept) < len(tensors)
+    save_file(kept, body / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"has no tensor 'classifier\.bias', which a model for text"):
+        build_author(Model(source=body), torch.float32)
+    build_author(Model(source=body, task="feature-extraction"), torch.float32)
 
 
 def test_onnx_is_measured_without_pytorch() -> None:

@@ -15,7 +15,8 @@ from torch import nn
 from tests.conformance.cases import BY_NAME as DECODERS
 from tests.encoders import Layers, classifier, layers_examples, sentences
 from tests.tiny import tiny_checkpoint
-from truecast.checkpoint.tasks import task_of
+from truecast.checkpoint.model import Checkpoint
+from truecast.checkpoint.tasks import chosen_task, task_of
 from truecast.errors import InputError
 from truecast.trace.author import MODULE, Axis
 from truecast.trace.opening import ModuleSource, is_module, open_author
@@ -127,10 +128,57 @@ def test_an_unknown_task_is_refused_with_those_there_are(folder: Path) -> None:
     )
 
 
-def test_a_task_that_the_model_has_no_class_for_is_refused(folder: Path) -> None:
-    assert refusal(ModuleSource(folder, task="image-classification")).startswith(
+def test_a_task_that_the_model_has_no_class_for_is_refused(tmp_path: Path) -> None:
+    made = classifier(tmp_path / "bare")
+    config = json.loads((made / "config.json").read_text()) | {"architectures": ["BertModel"]}
+    (made / "config.json").write_text(json.dumps(config))
+    assert refusal(ModuleSource(made, task="image-classification")).startswith(
         "'bert' cannot be cast for image-classification: "
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("BertForSequenceClassification", "token-classification"),
+        ("BertForTokenClassification", "text-classification"),
+        ("BertForQuestionAnswering", "fill-mask"),
+        ("BertForMultipleChoice", "text-classification"),
+        ("Qwen3ForSequenceClassification", "text-generation"),
+        ("Qwen3ForCausalLM", "text-classification"),
+        ("GPT2LMHeadModel", "fill-mask"),
+        ("Wav2Vec2ForCTC", "audio-classification"),
+    ],
+)
+def test_a_head_is_not_taken_for_another_tasks(name: str, task: str, folder: Path) -> None:
+    checkpoint = Checkpoint(folder, "safetensors", {"architectures": [name]}, {}, {})
+    with pytest.raises(InputError, match=f"is a {name}, whose head is not one for {task}; leave --task out, or take"):
+        chosen_task(checkpoint, task)
+    assert chosen_task(checkpoint, "feature-extraction") == "feature-extraction"
+    assert chosen_task(checkpoint, None) == task_of(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("names", "task"),
+    [
+        (["BertModel"], "text-classification"),
+        ([], "text-classification"),
+        (["BertForPreTraining"], "fill-mask"),
+        (["XLMWithLMHeadModel"], "fill-mask"),
+        (["DeiTForImageClassificationWithTeacher"], "image-classification"),
+        (["XLMForQuestionAnsweringSimple"], "question-answering"),
+        (["LlamaForCausalLM"], "text-generation"),
+        (["GPT2LMHeadModel"], "text-generation"),
+    ],
+)
+def test_a_class_may_have_the_head_that_is_asked_for(names: list[str], task: str, folder: Path) -> None:
+    assert chosen_task(Checkpoint(folder, "safetensors", {"architectures": names}, {}, {}), task) == task
+
+
+def test_a_classifier_of_sounds_may_be_called_what_it_is(folder: Path) -> None:
+    config = {"architectures": ["HubertForSequenceClassification"], "feat_extract_norm": "group"}
+    checkpoint = Checkpoint(folder, "safetensors", config, {}, {})
+    assert chosen_task(checkpoint, "audio-classification") == "audio-classification"
 
 
 def test_a_module_in_memory_brings_its_weights() -> None:
@@ -211,7 +259,7 @@ def test_a_factory_may_give_examples_and_free_axes(tmp_path: Path, package: Writ
         ("NAME:other", "--module NAME:other: module 'NAME' has no attribute 'other'; run where NAME can be imported"),
         ("NAME:number", "--module NAME:number is no function of one path; write one that takes SOURCE and gives"),
         ("NAME:nothing", "--module NAME:nothing is no function of one path; write one that takes SOURCE and gives"),
-        ("NAME:text", "NAME:text gives str, not a torch.nn.Module; return a module."),
+        ("NAME:text", "--module NAME:text gives str, not a torch.nn.Module; return a module."),
     ],
 )
 def test_a_factory_that_is_none_is_refused(function: str, sentence: str, tmp_path: Path, package: Write) -> None:

@@ -6,6 +6,7 @@ sentence-transformers folder, whose pooling makes one vector of a text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from truecast.checkpoint.model import Checkpoint
@@ -30,6 +31,10 @@ AUDIO_FEATURES = ("feat_extract_norm", "num_mel_bins")
 """Settings that only models of sound have: their ForSequenceClassification hears."""
 MODULES_FILE = "modules.json"
 """What makes a folder one of sentence-transformers."""
+ALSO: Mapping[str, tuple[str, ...]] = {"fill-mask": ("ForPreTraining", "WithLMHeadModel")}
+"""Further classes whose weights may hold the head of a task."""
+HEAD = re.compile(r"(For[A-Z]|WithLMHead|LMHead)\w*$")
+"""What a class name has behind the model type where the class has a head."""
 TASKS = (*dict.fromkeys(ENDINGS.values()), FEATURES, SENTENCES)
 
 
@@ -37,10 +42,10 @@ def task_of(checkpoint: Checkpoint) -> str:
     """The task of a checkpoint, from its files and from the class that config.json names; generation if none says."""
     if MODULES_FILE in checkpoint.side_files:
         return SENTENCES
-    names = checkpoint.config.get("architectures")
-    if not isinstance(names, list) or not names:
+    names = _classes(checkpoint)
+    if not names:
         return GENERATION
-    name = str(names[0])
+    name = names[0]
     ending = next((ending for ending in ENDINGS if name.endswith(ending)), None)
     if ending is None:
         return FEATURES
@@ -48,8 +53,36 @@ def task_of(checkpoint: Checkpoint) -> str:
     return "audio-classification" if hears else ENDINGS[ending]
 
 
-def require_task(task: str) -> str:
-    """Returns `task`; raises InputError when there is none of that name."""
-    if task not in TASKS:
-        raise InputError(f"There is no task {task!r}; choose one of {', '.join(TASKS)}.")
-    return task
+def chosen_task(checkpoint: Checkpoint, asked: str | None) -> str:
+    """The task that is asked for, or else the checkpoint's own.
+
+    A model without its head can be had of every class, another head of none: tensors of two heads may have the same
+    names and shapes, and still the one was never trained for what the other does.
+
+    Raises InputError when there is no task of that name, or config.json names a class with the head of another one.
+    """
+    if asked is None:
+        return task_of(checkpoint)
+    if asked not in TASKS:
+        raise InputError(f"There is no task {asked!r}; choose one of {', '.join(TASKS)}.")
+    other = [name for name in _classes(checkpoint) if not _may_do(name, asked)]
+    if other and asked != task_of(checkpoint):
+        raise InputError(
+            f"{checkpoint.path} is a {other[0]}, whose head is not one for {asked}; "
+            f"leave --task out, or take the model without its head with --task {FEATURES}."
+        )
+    return asked
+
+
+def _classes(checkpoint: Checkpoint) -> list[str]:
+    names = checkpoint.config.get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _may_do(name: str, task: str) -> bool:
+    """Whether a class of that name may have the head of a task; one that names no head may have any."""
+    head = HEAD.search(name)
+    if head is None or task in (FEATURES, SENTENCES):
+        return True
+    fitting = (*(ending for ending, its in ENDINGS.items() if its == task), *ALSO.get(task, ()))
+    return head[0].startswith(fitting)

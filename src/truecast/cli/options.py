@@ -43,6 +43,10 @@ def _optimization(value: str) -> str:
     return require_known("level of optimization", value, ("all", "extended", "basic", "none"))
 
 
+def _clean_up(value: str) -> str:
+    return require_known("clean-up", value, ("none", "onnxscript", "onnxslim", "onnxsim"))
+
+
 def _task(value: str | None) -> str | None:
     from truecast.checkpoint.tasks import TASKS
 
@@ -144,6 +148,13 @@ Optimization = Annotated[
 SaveOptimized = Annotated[
     bool,
     typer.Option("--save-optimized", help="Keep the graph as ONNX Runtime rewrote it, too; bound to this machine."),
+]
+CleanUp = Annotated[
+    str,
+    typer.Option(
+        callback=_clean_up,
+        help="The library that rewrites a graph without a cache once more: onnxscript, onnxslim, onnxsim, or none.",
+    ),
 ]
 Task = Annotated[
     str | None,

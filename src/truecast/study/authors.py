@@ -6,20 +6,19 @@ sentence-transformers folder behind it; with `module`, whatever that function bu
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from truecast.checkpoint import open_checkpoint
-from truecast.checkpoint.tasks import SENTENCES, require_task, task_of
+from truecast.checkpoint.tasks import FEATURES, SENTENCES, chosen_task
 from truecast.errors import InputError
 from truecast.study.plan import Model
 from truecast.trace.author import outputs_of
+from truecast.trace.opening import made_by
 from truecast.trace.pooling import Finish, read_pooling
 from truecast.trace.tasks import CLASSES
 
@@ -45,15 +44,21 @@ class Author(nn.Module):
 def build_author(model: Model, dtype: torch.dtype) -> Author:
     """The plan's model with its weights in `dtype`; raises InputError when it cannot be built."""
     if model.module is not None:
-        return Author(_factory(model.module)(model.source).to(dtype))
+        made, *_ = made_by(factory_name(model.module), model.source, "model.module")
+        return Author(made.to(dtype))
     checkpoint = open_checkpoint(model.source)
-    task = require_task(model.task) if model.task is not None else task_of(checkpoint)
+    task = chosen_task(checkpoint, model.task)
     if task not in CLASSES:
         raise InputError(f"{model.source} is made for {task}, which a study cannot measure; name another task.")
     try:
-        loaded = CLASSES[task].from_pretrained(model.source, dtype=dtype)
+        loaded, found = CLASSES[task].from_pretrained(model.source, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(f"transformers cannot load {model.source} for {task}: {str(error).splitlines()[0]}") from error
+    if found["missing_keys"] and task not in (FEATURES, SENTENCES):  # a pooler that nobody trained is left out
+        raise InputError(
+            f"{model.source} has no tensor {min(found['missing_keys'])!r}, which a model for {task} needs; "
+            "transformers would make one up: name another task."
+        )
     return Author(loaded, read_pooling(checkpoint) if task == SENTENCES else None)
 
 
@@ -66,21 +71,3 @@ def factory_name(module: str) -> str:
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))
     return f"{file.stem}:{function}"
-
-
-def _factory(module: str) -> Any:
-    """The function, which must give a module (what it may give besides is for the export)."""
-    place, _, name = factory_name(module).rpartition(":")
-    try:
-        function = getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"model.module {module}: {error}; correct the name.") from error
-
-    def build(source: Path) -> nn.Module:
-        made = function(source)
-        built = made[0] if isinstance(made, tuple) else made
-        if not isinstance(built, nn.Module):
-            raise InputError(f"model.module {module} gives {type(built).__name__}, not a torch.nn.Module.")
-        return built
-
-    return build

@@ -15,6 +15,7 @@ from truecast.errors import InputError
 from truecast.requesting import ACTIVATIONS, EXPORTERS, MODULE_PRECISIONS, OPTIMIZATIONS, PRECISIONS, RANGES
 from truecast.runtime.providers import PROVIDERS
 from truecast.targets import MODULE_TARGETS
+from truecast.trace.cleaners import CLEAN_UPS
 
 Baseline = Literal["bf16", "compile", "torchao-int8"]
 BASELINES: tuple[Baseline, ...] = ("bf16", "compile", "torchao-int8")
@@ -24,6 +25,7 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
     "precision": (*PRECISIONS, *MODULE_PRECISIONS),
     "activations": ACTIVATIONS,
     "optimization": OPTIMIZATIONS,
+    "clean_up": CLEAN_UPS,
     "provider": tuple(PROVIDERS),
     "calibration_method": RANGES,
 }
@@ -143,6 +145,7 @@ class Variants(_Table):
     block_size: Numbers | None = None
     opset: Numbers | None = None
     optimization: Choices | None = None
+    clean_up: Choices | None = None
     provider: Choices | None = None
     calibration_method: Choices | None = None
     calibration: Path | None = None

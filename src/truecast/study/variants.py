@@ -26,7 +26,13 @@ BASELINE_NAMES: Mapping[str, str] = {
 GPU_PROVIDERS = ("cuda", "tensorrt")
 SINGLE = ("calibration", "keep", "verify")
 """Settings of a block that have one value and name nothing."""
-PREFIXES: Mapping[str, str] = {"opset": "opset ", "block_size": "block ", "activations": "activations ", "target": ""}
+PREFIXES: Mapping[str, str] = {
+    "opset": "opset ",
+    "block_size": "block ",
+    "activations": "activations ",
+    "target": "",
+    "clean_up": "clean-up ",
+}
 
 
 class Variant(BaseModel):

@@ -79,4 +79,6 @@ def _name(node: ir.Node, index: int, value: ir.Value, scope: str, counts: Counte
         return module
     stem = f"{scope}/{node.op_type}" if scope else node.op_type
     counts[stem] += 1
+    while f"{stem}_{counts[stem]}" in taken:  # an initializer may have the name already
+        counts[stem] += 1
     return f"{stem}_{counts[stem]}"

@@ -22,7 +22,7 @@ from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.folder import CONFIG_NAME, read_config, side_files
 from truecast.checkpoint.memory import memory_checkpoint
 from truecast.checkpoint.model import Array, Checkpoint
-from truecast.checkpoint.tasks import GENERATION, require_task, task_of
+from truecast.checkpoint.tasks import GENERATION, chosen_task
 from truecast.errors import InputError
 from truecast.trace.author import AuthorModule, Dynamic, in_memory
 from truecast.trace.skeleton import fake_tensors
@@ -50,10 +50,8 @@ def is_module(source: ModuleSource) -> bool:
     """Whether it is cast as a module rather than as a decoder; raises InputError as opening does."""
     if source.module is not None or source.factory is not None:
         return True
-    if source.task is not None:
-        return require_task(source.task) != GENERATION
     assert source.path is not None
-    return task_of(open_checkpoint(source.path)) != GENERATION
+    return chosen_task(open_checkpoint(source.path), source.task) != GENERATION
 
 
 def open_author(
@@ -70,13 +68,13 @@ def open_author(
         return _real(source, source.module, source.example_inputs, {}, dtype)
     assert source.path is not None
     if source.factory is not None:
-        made, examples, dynamic = _made(source)
+        made, examples, dynamic = made_by(source.factory, source.path)
         folder = source.path if source.path.is_dir() else None
         files = side_files(folder) if folder else {}
         asked = replace(source, dynamic=source.dynamic or dynamic)
         return _real(asked, made, examples if source.example_inputs is None else source.example_inputs, files, dtype)
     checkpoint = open_checkpoint(source.path)
-    task = require_task(source.task) if source.task is not None else task_of(checkpoint)
+    task = chosen_task(checkpoint, source.task)
     with fake_tensors() if fake else nullcontext() as mode:
         author = author_of(checkpoint, task, dtype, source.trust_remote_code, initialized=not fake)
     return replace(author, mode=mode).with_axes(source.dynamic), checkpoint
@@ -126,28 +124,36 @@ def _array(tensor: Tensor) -> Array:
     return array
 
 
-def _made(source: ModuleSource) -> tuple[nn.Module, Any, Dynamic | None]:
-    """What the factory gives: module, examples and free axes, the last two None where it gives none."""
-    assert source.factory is not None
-    made = _function(source.factory)(source.path)
+def made_by(name: str, path: Path | None, option: str = "--module") -> tuple[nn.Module, Any, Dynamic | None]:
+    """What a factory gives for a path: module, examples and free axes, the last two None where it gives none.
+
+    Args:
+        name: "package.file:function".
+        path: what the function is called with.
+        option: what the user wrote the name behind, for messages.
+
+    Raises:
+        InputError: there is no such function of one argument, or it gives no module.
+    """
+    made = _function(name, option)(path)
     parts = made if isinstance(made, tuple) else (made,)
     module, examples, dynamic = (*parts, None, None)[:3]
     if not isinstance(module, nn.Module):
-        raise InputError(f"{source.factory} gives {type(module).__name__}, not a torch.nn.Module; return a module.")
+        raise InputError(f"{option} {name} gives {type(module).__name__}, not a torch.nn.Module; return a module.")
     return module, examples, dynamic
 
 
-def _function(name: str) -> Callable[[Path | None], Any]:
+def _function(name: str, option: str) -> Callable[[Path | None], Any]:
     place, colon, attribute = name.partition(":")
     if not colon or not place or not attribute:
-        raise InputError(f"--module {name!r} names no function; write package.file:function.")
+        raise InputError(f"{option} {name!r} names no function; write package.file:function.")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(place), attribute)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"--module {name}: {error}; run where {place} can be imported from.") from error
+        raise InputError(f"{option} {name}: {error}; run where {place} can be imported from.") from error
     if not callable(function) or not inspect.signature(function).parameters:
-        raise InputError(f"--module {name} is no function of one path; write one that takes SOURCE and gives a module.")
+        raise InputError(f"{option} {name} is no function of one path; write one that takes SOURCE and gives a module.")
     return function  # type: ignore[no-any-return]
