@@ -54,6 +54,7 @@ from truecast.errors import InputError, ProofError
 from truecast.requesting import ACTIVATIONS, AS_IS, PRECISIONS, Request
 from truecast.targets import Padding, Target, find_target
 from truecast.trace.decoder import Trace, trace_decoder
+from truecast.trace.divided import activation_scales
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical
 from truecast.trace.skeleton import load_config
@@ -244,6 +245,7 @@ def _trace(checkpoint: Checkpoint, target: Target, request: Request, report: Pro
         dtype=torch.float16 if request.precision == "fp16" else torch.float32,
         padding=target.padding,
         trust_remote_code=request.trust_remote_code,
+        scales=activation_scales(checkpoint),
     )
     report("trace", 1, 1)
     return trace

@@ -10,6 +10,8 @@ import numpy as np
 
 from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.checkpoint.schemes import CONFIG_KEYS
+from truecast.errors import InputError
+from truecast.trace.divided import activation_scales
 from truecast.weights.sources import finite_rows
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -19,7 +21,15 @@ CHUNK_WEIGHTS = 1 << 22
 
 
 def float_folder(checkpoint: Checkpoint, folder: Path) -> Path:
-    """The checkpoint's own folder where it holds floats in safetensors; else `folder`, filled with decoded weights."""
+    """The checkpoint's own folder where it holds floats in safetensors; else `folder`, filled with decoded weights.
+
+    Raises InputError where the checkpoint divides activations: the libraries would leave the divisions out.
+    """
+    if scales := sorted(activation_scales(checkpoint)):
+        raise InputError(
+            f"{scales[0]} in {checkpoint.path} divides an activation, which libraries that calibrate do not know of; "
+            "choose --precision as-is, or a --method that needs no library."
+        )
     if checkpoint.quantization is None and checkpoint.path.is_dir():
         return checkpoint.path
     folder.mkdir(parents=True)

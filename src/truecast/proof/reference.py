@@ -24,6 +24,7 @@ from truecast.proof.held import HeldWeight, row_chunks
 from truecast.proof.operators import Array
 from truecast.runtime.processors import default_threads
 from truecast.trace.author import AuthorModule
+from truecast.trace.divided import activation_scales
 from truecast.trace.module import shared_names
 from truecast.trace.skeleton import (
     build_decoder,
@@ -65,7 +66,7 @@ class Reference:
         """The model with uninitialised weights; raises InputError when transformers cannot make it."""
         config = load_config(checkpoint, trust_remote_code)
         with fake_tensors():
-            model = build_decoder(config, torch.float32, trust_remote_code)
+            model = build_decoder(config, torch.float32, trust_remote_code, activation_scales(checkpoint))
         parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
         parameters |= {name: tuple(t.shape) for name, t in model.state_dict().items()}
         sources = Sources(checkpoint, parameters, tied_names(model), checkpoint_renamer(model))

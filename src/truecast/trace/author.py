@@ -175,6 +175,8 @@ def try_call(author: AuthorModule, tensors: Sequence[Tensor]) -> dict[str, Tenso
     try:
         with torch.no_grad():
             outputs = author(tensors)
+    except InputError:
+        raise
     except Exception as error:  # whatever the author's code raises
         names = [spec.name for spec in author.inputs]
         shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(names, tensors, strict=True))

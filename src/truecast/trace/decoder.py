@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from truecast.checkpoint.model import StoredTensor
 from truecast.dialects.model import Dialect
 from truecast.errors import InputError
 from truecast.trace.capture import capture, past_of
@@ -99,6 +100,7 @@ def trace_decoder(
     dtype: torch.dtype = torch.float32,
     padding: str = "any",
     trust_remote_code: bool = False,
+    scales: Mapping[str, StoredTensor] | None = None,
 ) -> Trace:
     """Traces the causal language model of `config` for `dialect`.
 
@@ -108,9 +110,10 @@ def trace_decoder(
         dtype: of weights and activations in the graph.
         padding: the contract of the attention mask, `any` or `right`.
         trust_remote_code: whether the checkpoint's own code may run.
+        scales: what the checkpoint divides activations by (see `divided`).
     """
     with fake_tensors():
-        model = build_decoder(config, dtype, trust_remote_code)
+        model = build_decoder(config, dtype, trust_remote_code, scales)
         with functional_frequencies(model):
             shapes = _cache_shapes(model, config)
     reasons: dict[str, str] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from truecast.checkpoint.model import Checkpoint
+from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.errors import InputError
+from truecast.trace.divided import SCALES, divide_activations
 
 
 def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -43,10 +44,17 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreT
     )
 
 
-def build_decoder(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_decoder(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    scales: Mapping[str, StoredTensor] | None = None,
+) -> PreTrainedModel:
     """The causal language model of `config` in evaluation mode; call it under fake tensors to build it without weights.
 
-    Raises InputError when transformers has no causal language model for this configuration.
+    `scales` are what its checkpoint divides activations by (see `divided`).
+
+    Raises InputError when transformers has no causal language model for this configuration, or no place for `scales`.
     """
     try:
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
@@ -54,7 +62,15 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_cod
         )
     except ValueError as error:
         raise InputError(f"{config.model_type!r} cannot be cast as a language model: {_first_line(error)}") from error
-    return model.eval()  # type: ignore[no-any-return]
+    with_divisions(model.eval(), scales or {})
+    return model  # type: ignore[no-any-return]
+
+
+def with_divisions(model: PreTrainedModel, scales: Mapping[str, StoredTensor]) -> None:
+    """Divides the model's activations by the tensors of its checkpoint that are named so."""
+    if scales:
+        places = [f"{name}.{SCALES}" for name, _ in model.named_modules()]
+        divide_activations(model, scales, checkpoint_renamer(model, places), model.dtype)
 
 
 def _first_line(error: Exception) -> str:
@@ -136,9 +152,12 @@ def tied_names(model: PreTrainedModel) -> dict[str, str]:
     return dict(tied)
 
 
-def checkpoint_renamer(model: PreTrainedModel) -> Callable[[str], str]:
-    """From a checkpoint's name of a tensor to the model's, by transformers' own tables of renamed modules."""
-    known = model.state_dict()
+def checkpoint_renamer(model: PreTrainedModel, more: Iterable[str] = ()) -> Callable[[str], str]:
+    """From a checkpoint's name of a tensor to the model's, by transformers' own tables of renamed modules.
+
+    `more` are names that the model may have beside those it has.
+    """
+    known = {**dict.fromkeys(more, True), **model.state_dict()}
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
 

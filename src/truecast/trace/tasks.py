@@ -32,8 +32,9 @@ from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.tasks import FEATURES, SENTENCES
 from truecast.errors import InputError
 from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
+from truecast.trace.divided import activation_scales
 from truecast.trace.pooling import read_pooling
-from truecast.trace.skeleton import load_config, without_data
+from truecast.trace.skeleton import load_config, with_divisions, without_data
 
 CLASSES: Mapping[str, Any] = {
     FEATURES: AutoModel,
@@ -81,9 +82,10 @@ def author_of(
     except ValueError as error:
         reason = str(error).splitlines()[0].split(" Model type should be")[0]
         raise InputError(f"{config.model_type!r} cannot be cast for {task}: {reason}") from error
+    with_divisions(model.eval(), activation_scales(checkpoint))
     specs = _inputs(model, config, checkpoint, dtype)
     finish = read_pooling(checkpoint) if task == SENTENCES else None
-    return AuthorModule(model.eval(), specs, task, str(checkpoint.path), checkpoint.config, finish)
+    return AuthorModule(model, specs, task, str(checkpoint.path), checkpoint.config, finish)
 
 
 def _without_cache(config: PreTrainedConfig) -> None:

@@ -18,6 +18,7 @@ from truecast.checkpoint.encoding import Affine
 from truecast.checkpoint.model import StoredTensor
 from truecast.checkpoint.schemes.awq import SCHEME
 from truecast.errors import InputError
+from truecast.trace.divided import activation_scales
 
 
 def test_a_symmetric_checkpoint_has_one_zero_point() -> None:
@@ -165,7 +166,6 @@ REFUSED: dict[str, tuple[dict[str, Array | None], str]] = {
     "codes cut off": ({"p.qweight": np.zeros((64, 1), np.int32)}, "none of the layouts"),
     "Marlin": ({"p.qweight": np.zeros((8, 32), np.int32)}, "none of the layouts"),
     "no group fits": ({"p.qweight": np.zeros((63, 2), np.int32)}, "4 groups for 63 columns"),
-    "activations divided": ({"p.act.scales": np.ones(64, np.float16)}, "activations are divided"),
 }
 
 
@@ -178,10 +178,14 @@ def test_what_cannot_be_right_is_refused(case: str, tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
-def test_activation_scales_of_another_module_are_refused(tmp_path: Path) -> None:
+def test_scales_of_an_activation_are_a_tensor_of_their_own(tmp_path: Path) -> None:
     stored, _ = gemm(16, 64, 16)
-    with pytest.raises(InputError, match=r"^mlp in .* has act\.scales"):
-        module(tmp_path, stored | {"mlp.act.scales": np.ones(64, np.float16)}, group_size=16)
+    scales = np.linspace(0.5, 2, 64).astype(np.float16)
+    save(tmp_path, stored | {"mlp.gelu.scales": scales}, {"quant_method": "awq", "group_size": 16})
+    checkpoint = open_checkpoint(tmp_path)
+    assert set(checkpoint.tensors) == {"p.weight", "mlp.gelu.scales"}
+    np.testing.assert_array_equal(checkpoint.tensors["mlp.gelu.scales"].read(), scales)
+    assert list(activation_scales(checkpoint)) == ["mlp.gelu.scales"]
 
 
 @pytest.mark.parametrize("group", [128, None])

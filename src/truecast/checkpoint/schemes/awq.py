@@ -71,11 +71,6 @@ def _read(module: Module, settings: Settings) -> Reading:
     Raises:
         InputError: tensors that contradict each other or the configuration, or that no layout explains.
     """
-    if "act.scales" in module.parts:
-        raise module.fail(
-            "has act.scales, by which its activations are divided, and no product here divides them",
-            "quantize the model with another method, or give the float checkpoint it was made from",
-        )
     return Reading((weight(module, settings.quantization, "AWQ"),))
 
 
@@ -180,14 +175,14 @@ def fast_rows(words: Array) -> Array:
 
 def _claims(module: Module, settings: Settings) -> bool:
     announced = settings.quantization.get("quant_method") == "awq"
-    return "act.scales" in module.parts or layout(module) is not None or (announced and "qweight" in module.parts)
+    return layout(module) is not None or (announced and "qweight" in module.parts)
 
 
 SCHEME = Scheme(
     name="AWQ",
     methods=frozenset({"awq"}),
-    marks=("act.scales", "qweight"),
-    parts=frozenset({"act.scales", "qweight", "qzeros", "scaled_zeros", "scales"}),
+    marks=("qweight",),
+    parts=frozenset({"qweight", "qzeros", "scaled_zeros", "scales"}),
     claims=_claims,
     read=_read,
 )
