@@ -61,7 +61,7 @@ from truecast.trace.skeleton import load_config
 from truecast.weights.binding import Binding, array_binding
 from truecast.weights.cache import cached_attention
 from truecast.weights.emitters import EMITTERS
-from truecast.weights.packing import Packer
+from truecast.weights.packing import Packer, weights_of
 from truecast.weights.precision import Precision
 from truecast.weights.quantizers import DEFAULT_METHOD
 from truecast.weights.rules import chooser
@@ -214,7 +214,7 @@ def _cast(
     with ThreadPoolExecutor(1) as aside:  # hashing needs no Python: it goes on while the model is traced
         hashes = aside.submit(lambda: {path.name: sha256_of(path) for path in checkpoint.files})
         trace = _trace(checkpoint, target, request, report)
-        sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename)
+        sources = Sources(trace.merge(checkpoint), trace.parameters, trace.tied, trace.rename)
         packer = _bind(trace, sources, request, target)
         if request.cache_bits is not None:  # before the weights are written
             cached_attention(trace.model)
@@ -292,7 +292,7 @@ def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> P
 
 def rule_chooser(packer: Packer, request: Request) -> Callable[[str], Precision]:
     """The precision of every weight, by the request's rules; raises InputError for one that no weight follows."""
-    named = [node.attributes["weight"].as_string() for node in packer.model.graph if node.op_type == "Linear"]
+    named = [name for node in packer.model.graph for name in weights_of(node)]
     tied = (packer.embedding, packer.head) if packer.tied else None
     first = [packer.embedding] if packer.embedding else []
     weights = [*first, *(name for name in dict.fromkeys(named) if name != packer.embedding)]

@@ -48,6 +48,9 @@ class StoredTensor:
 
     `encoding` says how a quantized matrix is stored, None for floats. `parts` are the tensors of the file that make up
     this one, where a library stores codes, scales and zero points apart; `location` is then that of the codes.
+
+    `matrices` is there for the experts of a layer, [experts, …, …], where the file has their matrices [out, in]: all of
+    them one below the other, [experts · out, in], in the order of the file, encoded as the file has them.
     """
 
     name: str
@@ -59,6 +62,7 @@ class StoredTensor:
     verbatim: bool = False
     encoding: Encoding | None = field(default=None, repr=False, compare=False)
     parts: tuple[StoredTensor, ...] = field(default=(), repr=False)
+    matrices: StoredTensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:

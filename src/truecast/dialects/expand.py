@@ -52,3 +52,14 @@ class NodeWriter:
     def scalar(self, value: float, dtype: ir.DataType) -> ir.Value:
         """A constant scalar of `dtype`."""
         return self.op("Constant", [], {"value": ir.tensor(np.array(value, dtype.numpy()))})
+
+
+def finish(node: ir.Node, result: ir.Value) -> None:
+    """Lets `result` stand in for the only output of `node`, and removes the node."""
+    output = node.outputs[0]
+    result.shape, result.type = output.shape, output.type
+    if output.is_graph_output():
+        result.name = output.name
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)

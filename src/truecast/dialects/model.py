@@ -80,12 +80,18 @@ class RotaryForm:
     `interleaved`: pairs are neighbours (2i, 2i+1), else halves (i, i + dim/2). `repeated`: the author's cos and sin
     tables hold every angle twice in a row, else the whole run of angles twice. `head_axis`: where the heads are in the
     4-D query, 1 or 2. `partial`: where the tables are narrower than a head, the rest of the head passes unchanged.
+    `once`: the tables hold every angle once only, so that they have half the width.
     """
 
     interleaved: bool
     repeated: bool
     head_axis: int
     partial: bool = True
+    once: bool = False
+
+    def width(self, table: Tensor) -> int:
+        """How much of a head the angles of a table rotate."""
+        return int(table.shape[-1]) * (2 if self.once else 1)
 
 
 class RotaryLowering(Protocol):
@@ -100,7 +106,11 @@ class RotaryLowering(Protocol):
 
 @dataclass(frozen=True)
 class Dialect:
-    """The operators of one target. `opset` is that of the standard domain; `contrib` allows operators beyond it."""
+    """The operators of one target.
+
+    `opset` is that of the standard domain; `contrib` allows operators beyond it. `experts` are the activations that its
+    operator for experts has; without any, every expert is computed.
+    """
 
     name: str
     opset: int
@@ -108,3 +118,4 @@ class Dialect:
     rotary: RotaryLowering | None
     attention: AttentionLowering | None
     contrib: bool = True
+    experts: frozenset[str] = frozenset()

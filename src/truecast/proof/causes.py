@@ -139,6 +139,8 @@ def _different(weight: HeldWeight, reference: Reference) -> str | None:
         return None
     want = parameter.detach().numpy()
     held = weight.rows(0, weight.shape[0] if weight.shape else 1).reshape(weight.shape).astype(np.float32)
+    if weight.stack is not None and weight.parameter in reference.experts:
+        held = weight.stack.as_parameter(held, reference.experts[weight.parameter])
     difference = float(np.abs((held.T if reference.turned(weight) else held) - want).max())
     same = difference <= SAME_WEIGHT * float(np.abs(want).max())
     return None if same else f"{weight.parameter} differs by {difference:.2g}"

@@ -101,7 +101,7 @@ def rows_of(value: ir.Value, picked: bool = False) -> RowsOf:
     node = value.producer()
     if node is None:
         raise NotByRowsError(value.name)
-    if node.op_type in ("Mul", "Add"):
+    if node.op_type in COMBINED:
         return _combined(node, picked)
     if node.op_type == "Concat":
         return _side_by_side(node, picked)
@@ -135,7 +135,7 @@ def _gathered(node: ir.Node, picked: bool) -> RowsOf:
 
 
 def _combined(node: ir.Node, picked: bool) -> RowsOf:
-    operation = np.multiply if node.op_type == "Mul" else np.add
+    operation = COMBINED[node.op_type]
     parts = [_operand(value, picked) for value in node.inputs]
     shapes = {(part(0, 1).ndim, _rows_in(value)) for part, value in zip(parts, node.inputs, strict=True)} - {(0, None)}
     if len(shapes) > 1:  # broadcast, so that a row of the one is no row of the other
@@ -239,5 +239,7 @@ BY_ROWS: Mapping[str, Callable[[ir.Node, Array], Array]] = {
     "BitwiseAnd": _bits,
 }
 """Operators of one input that leave the rows as they are."""
-FOLLOWED = frozenset({*BY_ROWS, "Mul", "Add", "Concat", "Gather"})
+COMBINED: Mapping[str, np.ufunc] = {"Mul": np.multiply, "Add": np.add, "Sub": np.subtract}
+"""Operators of two inputs, of the same rows or one of them a scalar."""
+FOLLOWED = frozenset({*BY_ROWS, *COMBINED, "Concat", "Gather"})
 """Operators whose first inputs lead to the initializer that a value is made of."""

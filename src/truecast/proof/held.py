@@ -18,7 +18,8 @@ from truecast.artifact import WeightInfo
 from truecast.errors import InputError
 from truecast.proof.constants import RowsOf, packed_bytes, stored_array
 from truecast.proof.operators import Array
-from truecast.proof.reading import Quantization, Table, plain_table, read_tables
+from truecast.proof.reading import read_tables
+from truecast.proof.table import Quantization, Stack, Table, plain_table
 from truecast.weights.cache import CACHE_SCALES
 from truecast.weights.sources import Sources
 
@@ -35,7 +36,8 @@ class HeldWeight:
     `shape` is (rows, width) as the graph reads it: [out, in] for a quantized product, [in, out] for a dense transposed
     one. `initializers` are the names in the graph. `read` gives rows: dense ones in their own dtype, quantized ones
     decoded to float32. `quantization` is None for dense weights. `own` says that the checkpoint's own codes are held,
-    so that the values must be the same. `dtype` is that of the dense values or of the scales.
+    so that the values must be the same. `dtype` is that of the dense values or of the scales. `stack` is there for the
+    experts of a layer, whose rows are experts.
     """
 
     parameter: str
@@ -46,6 +48,7 @@ class HeldWeight:
     read: RowsOf
     dtype: np.dtype[np.generic]
     own: bool = False
+    stack: Stack | None = None
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows [start, stop)."""
@@ -109,7 +112,7 @@ def _tables(model: ir.Model, weights: Sequence[WeightInfo]) -> dict[str, list[Ta
 
 def _held(info: WeightInfo, table: Table, sources: Sources) -> Iterator[HeldWeight]:
     """The parameters of one weight of the manifest, as nodes read them."""
-    parameters = [sources.rename(source) for source in info.sources]
+    parameters = list(dict.fromkeys(sources.rename(source) for source in info.sources))
     for parameter, (start, stop) in zip(parameters, _shares(parameters, sources, table.shape), strict=True):
         yield HeldWeight(
             parameter=parameter,
@@ -120,6 +123,7 @@ def _held(info: WeightInfo, table: Table, sources: Sources) -> Iterator[HeldWeig
             read=_from(table.read, start),
             dtype=table.dtype,
             own=info.own,
+            stack=table.stack,
         )
 
 

@@ -57,7 +57,7 @@ def signal_to_noise(
     chosen = [weight for weight in weights.values() if weight.quantization is not None and weight.parameter in known]
     for index, weight in enumerate(chosen):
         signal = noise = 0.0
-        for _, values, held in pairs(original[weight.parameter], weight, reference.turned(weight)):
+        for _, values, held in pairs(reference, original[weight.parameter], weight):
             signal += float(np.square(values, dtype=np.float64).sum())
             noise += float(np.square(held.astype(np.float32) - values, dtype=np.float64).sum())
         ratio = 10 * math.log10(signal / noise) if signal and noise else None

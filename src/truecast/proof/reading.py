@@ -8,12 +8,12 @@ exporter meant.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from truecast.proof.constants import NotByRowsError, RowsOf, base_of, rows_of, stored_array, untransposed
+from truecast.proof.experts import OPERATORS, experts_tables, product_table
 from truecast.proof.integers import IntegerProduct, factors_of, integer_product, integer_rows
 from truecast.proof.operators import BNB_TABLES, Array, bnb4_values, dequantize
 from truecast.proof.pairs import (
@@ -25,39 +25,8 @@ from truecast.proof.pairs import (
     has_zero_points,
     scale_dtype,
 )
+from truecast.proof.table import Quantization, Table
 from truecast.runtime.integers import FULL, REDUCED
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How nodes read a quantized weight: `bits` per code, `block` codes per scale; `moved` by an offset per group.
-
-    `ends` reads what the smallest and the largest code of each weight's block stand for; None where the middle code is
-    zero, so that the scale says it all. `top` is the largest code where they go from -top to top, else None.
-    `factors` [width] are what the channels of the input are multiplied with, and the weight's values hold.
-    """
-
-    bits: int
-    block: int
-    moved: bool = False
-    ends: tuple[RowsOf, RowsOf] | None = None
-    top: int | None = None
-    factors: Array | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A weight as nodes read it: its shape, how its rows are computed, and the dtype of its values or scales."""
-
-    shape: tuple[int, ...]
-    read: RowsOf
-    dtype: np.dtype[np.generic]
-    quantization: Quantization | None = None
-
-
-def plain_table(array: Array) -> Table:
-    """An initializer that holds the values themselves."""
-    return Table(array.shape, lambda start, stop: array[start:stop] if array.ndim else array.reshape(1), array.dtype)
 
 
 def read_tables(model: ir.Model) -> dict[str, list[Table]]:
@@ -84,6 +53,11 @@ def _tables_of(node: ir.Node) -> Iterator[tuple[str, Table]]:
         yield _name(product.codes), _integers(product)
     elif node.op_type == "DequantizeLinear":
         yield _name(decoder_inputs(node)[0]), _pair(node)
+    elif node.op_type in OPERATORS:
+        for weight, table in experts_tables(node):
+            yield _name(weight), table
+    elif node.op_type == "MatMul" and (found := product_table(node)) is not None:
+        yield _name(found[0]), found[1]
     elif node.op_type in ("MatMul", "FusedMatMul", "Gather"):
         value = node.inputs[0] if node.op_type == "Gather" else untransposed(node.inputs[1])
         base = base_of(value)

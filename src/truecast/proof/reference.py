@@ -20,17 +20,21 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from truecast.checkpoint.model import Checkpoint, StoredTensor
+from truecast.dialects.experts import ExpertsForm
 from truecast.proof.held import HeldWeight, row_chunks
 from truecast.proof.operators import Array
+from truecast.proof.table import Stack
 from truecast.runtime.processors import default_threads
 from truecast.trace.author import AuthorModule
 from truecast.trace.divided import activation_scales
+from truecast.trace.experts import forms_of
 from truecast.trace.module import shared_names
 from truecast.trace.skeleton import (
     build_decoder,
     checkpoint_renamer,
     fake_tensors,
     load_config,
+    merged,
     real_buffers,
     tied_names,
 )
@@ -54,12 +58,14 @@ class Reference:
     """The author's model. `sources` finds a parameter's tensor in the checkpoint.
 
     `transposed` names the parameters whose module holds them [in, out]; products of the graph hold them [out, in].
+    `experts` are the forms of the modules whose parameters hold all experts of a layer, by the names of those.
     """
 
     model: PreTrainedModel
     sources: Sources
     transposed: frozenset[str]
     _volatile: list[_Volatile] = field(default_factory=list)
+    experts: Mapping[str, ExpertsForm] = field(default_factory=dict)
 
     @classmethod
     def build(cls, checkpoint: Checkpoint, trust_remote_code: bool = False) -> Reference:
@@ -69,9 +75,9 @@ class Reference:
             model = build_decoder(config, torch.float32, trust_remote_code, activation_scales(checkpoint))
         parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
         parameters |= {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        sources = Sources(checkpoint, parameters, tied_names(model), checkpoint_renamer(model))
+        sources = Sources(merged(checkpoint, model), parameters, tied_names(model), checkpoint_renamer(model))
         _make_real(model, persistent=set(model.state_dict()))
-        reference = cls(model, sources, frozenset(_transposed(model)))
+        reference = cls(model, sources, frozenset(_transposed(model)), experts=_experts(model))
         reference._volatile = [_Volatile(*item) for item in _volatile(model)]
         return reference
 
@@ -124,11 +130,21 @@ class Reference:
             weight = self.held(name, weights)
             if weight is None:
                 continue
+            if weight.stack is not None:
+                self._load_stack(parameter, weight, weight.stack)
+                continue
             target = parameter.T if self.turned(weight) else parameter
             if tuple(target.shape) != weight.shape:
                 continue
             for start, stop in weight.chunks():
                 _rows(target, start, stop).copy_(_tensor(weight.rows(start, stop)))
+
+    def _load_stack(self, parameter: Tensor, weight: HeldWeight, stack: Stack) -> None:
+        form = self.experts.get(weight.parameter)
+        for start, stop in weight.chunks() if form is not None else ():
+            rows = stack.as_parameter(weight.rows(start, stop), form)  # type: ignore[arg-type]
+            if (len(parameter), *rows.shape[1:]) == tuple(parameter.shape):
+                _rows(parameter, start, stop).copy_(_tensor(rows))
 
     def held(self, name: str, weights: Mapping[str, HeldWeight]) -> HeldWeight | None:
         """The artifact's weight for a parameter, tied ones resolved."""
@@ -223,6 +239,16 @@ def _make_real(model: PreTrainedModel, persistent: set[str]) -> None:
             if buffer is not None:
                 fresh = values[full].clone() if full in values else torch.empty(buffer.shape, dtype=buffer.dtype)
                 module._buffers[name] = fresh
+
+
+def _experts(model: nn.Module) -> dict[str, ExpertsForm]:
+    """The forms of experts by the names of their parameters."""
+    return {
+        f"{name}.{part}": form
+        for name, form in forms_of(model).items()
+        for part in (form.up, form.down, form.up_bias, form.down_bias)
+        if part
+    }
 
 
 def _transposed(model: nn.Module) -> Iterator[str]:

@@ -146,22 +146,47 @@ def _share(reference: Reference, weight: HeldWeight) -> tuple[float, str]:
     if weight.parameter not in reference.sources.parameters:
         return np.inf, f"{weight.parameter} is no parameter of the model"
     stored = reference.sources[weight.parameter]
-    turned = reference.turned(weight)
-    if tuple(stored.shape) != (weight.shape[::-1] if turned else weight.shape):
+    if tuple(stored.shape) != _shape(reference, weight):
         return np.inf, f"{weight.parameter} has the shape {weight.shape}, not {stored.shape}"
     worst, where = 0.0, f"{weight.parameter}, exact"
-    for start, values, held in pairs(stored, weight, turned):
+    for start, values, held in pairs(reference, stored, weight):
         shares = _shares(stored, values, held, weight, start)
         if not shares.max() <= worst:  # NaN counts as worse
             worst = float(shares.max())
-            row = start + int(shares.reshape(len(shares), -1).max(1).argmax())
-            where = f"{weight.parameter}, row {row}"
+            row = int(shares.reshape(len(shares), -1).max(1).argmax())
+            where = f"{weight.parameter}, {_place(weight, start, row)}"
     return worst, where
 
 
-def pairs(stored: StoredTensor, weight: HeldWeight, turned: bool) -> Iterator[tuple[int, Array, Array]]:
-    """First row, checkpoint's values, and held ones, in the held orientation; read row by row on both sides."""
-    if not turned:
+def _shape(reference: Reference, weight: HeldWeight) -> tuple[int, ...]:
+    """The shape of the author's parameter that has a weight's values."""
+    form = reference.experts.get(weight.parameter)
+    if weight.stack is not None and form is not None:
+        return (weight.shape[0], *weight.stack.as_parameter(np.empty((1, *weight.shape[1:])), form).shape[1:])
+    return weight.shape[::-1] if reference.turned(weight) else weight.shape
+
+
+def _place(weight: HeldWeight, start: int, row: int) -> str:
+    outputs = weight.shape[1] if weight.stack is not None and len(weight.shape) == STACKED else 0
+    return f"expert {start + row // outputs}, row {row % outputs}" if outputs else f"row {start + row}"
+
+
+STACKED = 3
+"""Axes of a weight of experts: [experts, out, in]."""
+
+
+def pairs(reference: Reference, stored: StoredTensor, weight: HeldWeight) -> Iterator[tuple[int, Array, Array]]:
+    """First row, checkpoint's values, and held ones, in the held orientation; read row by row on both sides.
+
+    The rows of experts are experts; their matrices are given one below the other.
+    """
+    turned, form = reference.turned(weight), reference.experts.get(weight.parameter)
+    if weight.stack is not None and form is not None:
+        for start, stop in weight.chunks():
+            values = weight.stack.as_held(finite_rows(stored, start, stop), form)
+            flat = (-1, values.shape[-1])
+            yield start, values.reshape(flat), weight.rows(start, stop).reshape(flat)
+    elif not turned:
         for start, stop in weight.chunks():
             yield start, finite_rows(stored, start, stop), weight.rows(start, stop)
     elif weight.quantization is None:
@@ -178,7 +203,8 @@ def _shares(stored: StoredTensor, values: Array, held: Array, weight: HeldWeight
     if weight.quantization is None or weight.own:
         return _dense_shares(values, held)
     if (ends := weight.quantization.ends) is not None:
-        low, high = (read(start, start + len(held)) for read in ends)
+        count = len(held) // weight.shape[1] if weight.stack is not None else len(held)
+        low, high = (read(start, start + count).reshape(held.shape) for read in ends)
         return searched_shares(values, held, (low, high), weight.quantization.bits, weight.quantization.block)
     return _block_shares(values, held, weight)
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -26,11 +27,19 @@ from truecast.errors import InputError
 from truecast.trace.capture import capture, past_of
 from truecast.trace.cleanup import clean
 from truecast.trace.context import LeafMismatch, StepContext
+from truecast.trace.experts import ExpertsSeam, experts_seam
 from truecast.trace.layers import DOMAIN, UnlikeLayersError, find_layers, traced_once
 from truecast.trace.leaves import lowered_leaves
 from truecast.trace.rotary import functional_frequencies, rotary_seam
 from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, attention_seam
-from truecast.trace.skeleton import build_decoder, checkpoint_renamer, fake_tensors, real_buffers, tied_names
+from truecast.trace.skeleton import (
+    build_decoder,
+    checkpoint_renamer,
+    fake_tensors,
+    merged,
+    real_buffers,
+    tied_names,
+)
 from truecast.trace.stamp import sort_cache, stamp
 from truecast.trace.traced import Traced
 
@@ -114,15 +123,24 @@ def trace_decoder(
     """
     with fake_tensors():
         model = build_decoder(config, dtype, trust_remote_code, scales)
-        with functional_frequencies(model):
+    with experts_seam(model, dialect) as experts:
+        with fake_tensors(), functional_frequencies(model):
             shapes = _cache_shapes(model, config)
+        return _traced(model, shapes, dialect, padding, experts)
+
+
+def _traced(
+    model: PreTrainedModel, shapes: dict[int, Any], dialect: Dialect, padding: str, experts: ExpertsSeam
+) -> Trace:
+    """The first of the ways to trace that the model allows."""
+    kind = model.config.model_type
     reasons: dict[str, str] = {}
     for lowered, once in ((True, True), (True, False), (False, True), (False, False)):
         if (lowered and "attention" in reasons) or (once and "layers" in reasons):
             continue
         try:
             with _quiet():
-                return _trace(model, shapes, dialect, padding, lowered, once, reasons)
+                return _trace(model, shapes, dialect, padding, lowered, once, reasons, experts)
         except UnlikeLayersError as reason:
             reasons["layers"] = str(reason)
         except LeafMismatch as reason:
@@ -130,9 +148,9 @@ def trace_decoder(
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
             # the author's code met a CausalMask where it wants a tensor: it does its attention by itself
             if not lowered:
-                raise InputError(f"{config.model_type!r} cannot be traced: {_one_line(error)}.") from error
+                raise InputError(f"{kind!r} cannot be traced: {_one_line(error)}.") from error
             reasons["attention"] = f"the model does its attention by itself ({_one_line(error)})"
-    raise InputError(f"{config.model_type!r} cannot be traced: {'; '.join(reasons.values())}.")
+    raise InputError(f"{kind!r} cannot be traced: {'; '.join(reasons.values())}.")
 
 
 @contextmanager
@@ -179,6 +197,7 @@ def _trace(
     lowered: bool,
     once: bool,
     reasons: dict[str, str],
+    experts: ExpertsSeam,
 ) -> Trace:
     lowered = lowered and dialect.attention is not None
     step = _Step(model, shapes, lowered, padding if lowered else "any").eval()
@@ -196,7 +215,8 @@ def _trace(
         noted: list[list[int]] = []  # not an attribute of the step: torch.export puts those back
         step.note = noted.append
         graph = capture(step, lambda: noted[-1], dialect.opset)
-        counts = Counter(counts)
+        counts = Counter(counts) + experts.counts
+    reasons = reasons | experts.reasons
     return _finish(model, graph, shapes, counts, reasons, step, layers, any(seam.calls for seam in rotary))
 
 
@@ -237,6 +257,7 @@ def _finish(
         embedding=f"{names[id(model.get_input_embeddings())]}.weight",
         head=f"{names[id(head)]}.weight" if head is not None else "",
         rename=checkpoint_renamer(model),
+        merge=partial(merged, model=model),
         padding=step.padding,
         in_place=step.lowered,
         lowered=counts,

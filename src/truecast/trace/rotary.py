@@ -39,7 +39,7 @@ class RotarySeam:
         if form is None or set(kwargs) - {"unsqueeze_dim"} or [x.ndim for x in tensors] != [4, 4, 3, 3]:
             return self.function(*args, **kwargs)
         query, key, cos, sin = tensors
-        if cos.shape[-1] != query.shape[-1] and not form.partial:
+        if form.width(cos) != query.shape[-1] and not form.partial:
             return self.function(*args, **kwargs)
         self.calls += 1
         return tuple(self.lowering.emit(form, states, cos, sin) for states in (query, key))

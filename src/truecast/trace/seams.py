@@ -7,6 +7,7 @@ dialect's operator. Anything else raises `LeafMismatch`, and the model is traced
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -219,10 +220,24 @@ class AttentionSeam:
             options["softcap"] = call.softcap
         if sinks is not None:
             options["s_aux"] = sinks
-        got = author_call(author, module, query, key, value, mask, **options)
+        got = author_call(author, _with_sinks(module, sinks), query, key, value, mask, **options)
         expected = self.lowering.reference(query, key, value, mask, call.scale, call.softcap, sinks).transpose(1, 2)
         if not (isinstance(got, tuple) and agrees(got[0], expected)):
             raise LeafMismatch(f"{type(module).__name__} computes attention in its own way")
+
+
+def _with_sinks(module: nn.Module, sinks: Tensor | None) -> nn.Module:
+    """A copy of an attention module whose own sinks are the given ones: some functions take them from there."""
+    if sinks is None:
+        return module
+    twin = copy.copy(module)
+    twin.__dict__["_parameters"] = {
+        name: nn.Parameter(sinks, requires_grad=False)
+        if parameter is not None and parameter.shape == sinks.shape
+        else parameter
+        for name, parameter in module._parameters.items()
+    }
+    return twin
 
 
 def _author_attention(module: nn.Module) -> Callable[..., Any] | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from torch import Tensor
 
+from truecast.checkpoint.model import Checkpoint
+
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
@@ -17,7 +19,8 @@ class Traced:
     `model`: the graph; its initializers are named after the module's parameters and buffers and hold no data, apart
     from `buffers`. `parameters` are all of the module's, with their shapes. `tied` maps a parameter to the one that the
     checkpoint stores in its place. `embedding` and `head` name the token embedding's and the head's weight, or are
-    empty. `rename` gives the module's name of a checkpoint's tensor.
+    empty. `rename` gives the module's name of a checkpoint's tensor, `merge` the checkpoint with those tensors
+    merged that are one parameter of the module.
     """
 
     model: ir.Model
@@ -27,5 +30,6 @@ class Traced:
     embedding: str
     head: str
     rename: Callable[[str], str]
+    merge: Callable[[Checkpoint], Checkpoint] = lambda checkpoint: checkpoint
     lowered: Counter[str] = field(default_factory=Counter)
     traced: dict[str, str] = field(default_factory=dict)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
 from truecast.checkpoint.model import Array, StoredTensor
-from truecast.dialects.expand import NodeWriter
+from truecast.dialects.expand import NodeWriter, finish
 from truecast.errors import InputError
 from truecast.weights.binding import Alias, Binding, Operand, array_binding, stacked
 from truecast.weights.channels import FACTORS, FACTORS_PACKING, Channels, channels, channels_alike, stack_channels
 from truecast.weights.contrib import ContribEmitter
 from truecast.weights.emission import Emitter, float_table, group_sums, offsets_of, scales_of
+from truecast.weights.experts import pack_experts, pack_product
 from truecast.weights.floats import dense_binding
 from truecast.weights.forms import Blocks, Bnb4, Floats, Form, alike, form_of, stack_blocks
 from truecast.weights.integers import Quantized, Range, Seen, at_first_use, integer_product, measured, ranged
@@ -27,6 +29,10 @@ from truecast.weights.precision import Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.sources import Sources
 
+EXPERTS: Mapping[str, Callable[[Packer, ir.Node], None]] = MappingProxyType(
+    {"Experts": pack_experts, "ExpertProduct": pack_product}
+)
+"""Who packs the abstract operators of experts."""
 COLUMN_ORDER = "order of the columns"
 """Packing of the index by which a product reads its input, where the checkpoint ordered its columns."""
 
@@ -61,7 +67,8 @@ class Packer:
     """Packs the weights of one graph; `bindings` grows as nodes are packed.
 
     `choose` gives the precision of a parameter, `precision` the one of everything else. `emitter` writes the nodes.
-    `seen` is what calibration saw of the inputs of products of integers, by the name of the weight.
+    `seen` is what calibration saw of the inputs of products of integers, by the name of the weight. `forms` are those
+    of the weights packed so far.
     """
 
     model: ir.Model
@@ -74,7 +81,7 @@ class Packer:
     seen: Mapping[str, Seen] = field(default_factory=dict)
     bindings: list[Binding] = field(default_factory=list)
     aliases: list[Alias] = field(default_factory=list)
-    _forms: dict[str, Form] = field(default_factory=dict)
+    forms: dict[str, Form] = field(default_factory=dict)
     _made: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
     _inputs: dict[tuple[ir.Value, bool, bytes], Quantized] = field(default_factory=dict)
     _levels: set[int] = field(default_factory=set)
@@ -86,6 +93,8 @@ class Packer:
         tied = self.tied
         for node in embeddings:
             self._embedding(node, tied)
+        for node in [node for node in self.model.graph if node.op_type in EXPERTS]:
+            EXPERTS[node.op_type](self, node)
         for group in _siblings(linears):
             self._merged([_Site.of(node) for node in group])
         for node in linears:
@@ -106,8 +115,8 @@ class Packer:
     @property
     def decoded(self) -> list[StoredTensor]:
         """Quantized weights that were to be kept, and that no operator holds as they are: they became floats."""
-        kept = [weight for weight in self._forms if self._precision(weight).own]
-        floats = [weight for weight in kept if not self._forms[weight].binding.own]
+        kept = [weight for weight in self.forms if self.precision_of(weight).own]
+        floats = [weight for weight in kept if not self.forms[weight].binding.own]
         return [tensor for tensor in map(self.sources.__getitem__, floats) if tensor.encoding or tensor.parts]
 
     @property
@@ -117,7 +126,8 @@ class Packer:
             return False
         return self.sources[self.head] is self.sources[self.embedding]
 
-    def _precision(self, weight: str) -> Precision:
+    def precision_of(self, weight: str) -> Precision:
+        """How a weight is to be held."""
         chosen = self.choose(weight) if self.choose is not None else self.precision
         if chosen.bits is None or chosen.channels or not self.tied or weight not in (self.embedding, self.head):
             return chosen
@@ -133,18 +143,18 @@ class Packer:
                 f"{tensor.name} in {tensor.location.path} is quantized, and its module holds weights as [in, out]; "
                 "such a model can only be cast from floats."
             )
-        if weight not in self._forms:
-            precision, seen = self._precision(weight), self._seen(weight)
+        if weight not in self.forms:
+            precision, seen = self.precision_of(weight), self._seen(weight)
             if precision.channels and seen is not None:
                 form: Form = channels(weight, tensor, precision, transposed, seen.divisors)
             else:
                 form = form_of(weight, tensor, precision, transposed)
-            self._forms[weight] = self.emitter.placed(form)
-        return self._forms[weight]
+            self.forms[weight] = self.emitter.placed(form)
+        return self.forms[weight]
 
     # Initializers -----------------------------------------------------------------------------------------------
 
-    def _add(self, binding: Binding) -> dict[str, ir.Value]:
+    def add(self, binding: Binding) -> dict[str, ir.Value]:
         """The operands of a binding as initializers, made when they are first asked for."""
         graph = self.model.graph
         if not any(binding.operands == other.operands for other in self.bindings):
@@ -162,7 +172,7 @@ class Packer:
 
     def _vector(self, name: str) -> ir.Value:
         if name not in self.model.graph.initializers:
-            self._add(dense_binding(name, self.sources[name], self.precision.dtype))
+            self.add(dense_binding(name, self.sources[name], self.precision.dtype))
         return self.model.graph.initializers[name]
 
     def _once(self, key: tuple[object, ...], make: Callable[[], ir.Value]) -> ir.Value:
@@ -175,7 +185,7 @@ class Packer:
 
     def _linear(self, site: _Site, tied: bool) -> None:
         shared = tied and site.weight == self.head
-        own = self._precision(site.weight).channels  # codes of a row's own scale serve products alone
+        own = self.precision_of(site.weight).channels  # codes of a row's own scale serve products alone
         form = self._form(self.embedding if shared and not own else site.weight, site.transposed)
         bias = self._vector(site.bias) if site.bias else None
         write = NodeWriter(site.node)
@@ -188,7 +198,7 @@ class Packer:
         finish(site.node, result)
 
     def _level(self, weight: str) -> int:
-        return self._precision(weight).accuracy_level
+        return self.precision_of(weight).accuracy_level
 
     def _added(self, write: NodeWriter, product: ir.Value, bias: ir.Value | None, name: str) -> ir.Value:
         return product if bias is None else write.op("Add", [product, bias], name=name)
@@ -197,14 +207,14 @@ class Packer:
         """The product without its bias; `part` says that something is still to be added."""
         name = f"{site.name}.product" if part else site.name
         if isinstance(form, Bnb4):
-            return self.emitter.bnb4_product(write, form, site.input, self._add(form.binding), name)
+            return self.emitter.bnb4_product(write, form, site.input, self.add(form.binding), name)
         assert isinstance(form, Floats)
         dtype = self.precision.dtype
         whole = form.table.dtype == dtype and not form.scales
         if whole and not shared and (site.transposed or not self.precision.as_stored):
             turned = dense_binding(site.weight, self.sources[site.weight], dtype, transpose=not site.transposed)
-            return write.op("MatMul", [site.input, *self._add(turned).values()], name=name)
-        values = self._add(form.binding)
+            return write.op("MatMul", [site.input, *self.add(turned).values()], name=name)
+        values = self.add(form.binding)
         table = self._once(("table", form.table.name), lambda: float_table(write, form, values, dtype))
         if site.transposed:
             return write.op("MatMul", [site.input, table], name=name)
@@ -218,11 +228,11 @@ class Packer:
             return
         name = "+".join([sites[0].name, *(site.name.rpartition(".")[2] for site in sites[1:])])
         form = _stacked(name, forms)
-        self._add(form.binding)
+        self.add(form.binding)
         bias = None
         if names := [site.bias for site in sites if site.bias]:
             vectors = [dense_binding(bias, self.sources[bias], self.precision.dtype) for bias in names]
-            bias = self._add(stacked(vectors, [f"{name}.bias"]))[f"{name}.bias"]
+            bias = self.add(stacked(vectors, [f"{name}.bias"]))[f"{name}.bias"]
         write = NodeWriter(sites[0].node)
         if isinstance(form, Channels):
             product = self._integers(write, form, sites[0], bias, name)
@@ -235,13 +245,13 @@ class Packer:
 
     def _integers(self, write: NodeWriter, form: Channels, site: _Site, bias: ir.Value | None, name: str) -> ir.Value:
         """A product of integers; its input is quantized once for all products that read it alike."""
-        values = self._add(form.binding)
+        values = self.add(form.binding)
         key = (site.input, form.static, b"" if form.divisors is None else form.divisors.tobytes())
         if key not in self._inputs:
             early, x = at_first_use(site.input, self.model.graph), site.input
             if form.divisors is not None:
                 factors = array_binding(f"{site.weight}{FACTORS}", 1 / form.divisors, FACTORS_PACKING)
-                x = early.op("Mul", [x, *self._add(factors).values()])
+                x = early.op("Mul", [x, *self.add(factors).values()])
                 x.shape, x.type = site.input.shape, site.input.type
             self._inputs[key] = ranged(early, x, self._range(site)) if form.static else measured(early, x)
         return integer_product(write, form, site.input, self._inputs[key], values, bias, name)
@@ -263,7 +273,7 @@ class Packer:
     def _blocks(
         self, write: NodeWriter, form: Blocks, x: ir.Value, bias: ir.Value | None, level: int, name: str
     ) -> ir.Value:
-        values = self._add(form.binding)
+        values = self.add(form.binding)
         self._levels.add(level)
         operands = self._block_operands(write, form, values)
         if form.order is not None:
@@ -292,7 +302,7 @@ class Packer:
         def make() -> ir.Value:
             orders = sum(binding.packing == COLUMN_ORDER for binding in self.bindings)
             binding = array_binding(f"column_order.{orders}", order.astype(np.int64), COLUMN_ORDER)
-            return write.op("Gather", [x, *self._add(binding).values()], {"axis": -1})
+            return write.op("Gather", [x, *self.add(binding).values()], {"axis": -1})
 
         return self._once(("order", x, order.tobytes()), make)
 
@@ -304,7 +314,7 @@ class Packer:
         form = self._table_form(weight)
         write, name = NodeWriter(node), _module(weight)
         if isinstance(form, Blocks):
-            values = self._add(form.binding if tied and weight == self.embedding else in_rows(form).binding)
+            values = self.add(form.binding if tied and weight == self.embedding else in_rows(form).binding)
             codes, scales, zeros = self._block_operands(write, form, values)
             if tied and weight == self.embedding:  # the head wants blocks, the lookup rows: one table, two shapes
                 codes = self._alias(form.codes, replace(in_rows(form).codes, name=f"{weight}.rows"))
@@ -312,7 +322,7 @@ class Packer:
             finish(node, self.emitter.block_lookup(write, form, ids, [codes, scales, zeros], offsets, name))
             return
         assert isinstance(form, Floats)
-        values = self._add(form.binding)
+        values = self.add(form.binding)
         dtype = self.precision.dtype
         if form.scales or form.table.dtype == dtype:
             table = self._once(("table", form.table.name), lambda: float_table(write, form, values, dtype))
@@ -323,7 +333,7 @@ class Packer:
 
     def _table_form(self, weight: str) -> Form:
         """The form of a lookup's table: blocks only for the tokens' own, and where its rows are whole blocks."""
-        precision = self._precision(weight)
+        precision = self.precision_of(weight)
         if precision.channels:
             binding = dense_binding(weight, self.sources[weight], self.precision.dtype)
             return Floats(binding, binding.operands[0])
@@ -334,6 +344,12 @@ class Packer:
             return form
         binding = dense_binding(weight, self.sources[weight], self.precision.dtype)
         return Floats(binding, binding.operands[0])
+
+
+def weights_of(node: ir.Node) -> list[str]:
+    """The matrices that an abstract product names."""
+    keys = {"Linear": ("weight",), "Experts": ("up", "down"), "ExpertProduct": ("weight",)}.get(node.op_type, ())
+    return [node.attributes[key].as_string() for key in keys]
 
 
 def _siblings(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
@@ -380,17 +396,6 @@ def _stacked(name: str, forms: Sequence[Form]) -> Blocks | Channels:
     if isinstance(forms[0], Channels):
         return stack_channels(name, [form for form in forms if isinstance(form, Channels)])
     return stack_blocks(name, [form for form in forms if isinstance(form, Blocks)])
-
-
-def finish(node: ir.Node, result: ir.Value) -> None:
-    """Lets `result` stand in for the only output of `node`, and removes the node."""
-    output = node.outputs[0]
-    result.shape, result.type = output.shape, output.type
-    if output.is_graph_output():
-        result.name = output.name
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
 
 
 def in_rows(form: Blocks) -> Blocks:

@@ -1,5 +1,6 @@
 """The dialect of ONNX Runtime: standard operators plus com.microsoft."""
 
+from truecast.dialects.experts import ACTIVATIONS
 from truecast.dialects.fake_quantize import FakeQuantizeLowering
 from truecast.dialects.model import Dialect
 from truecast.dialects.modules import ActivationLowering, EmbeddingLowering, LinearLowering
@@ -16,4 +17,5 @@ ORT = Dialect(
     ),
     rotary=RotaryEmbedding(),
     attention=GroupQueryAttention(),
+    experts=ACTIVATIONS,
 )

@@ -31,13 +31,24 @@ def _rotate(states: Tensor, cos: Tensor, sin: Tensor, form: RotaryForm) -> Tenso
 
 def _angles(table: Tensor, form: RotaryForm) -> Tensor:
     """One value per pair from the author's table, which holds every angle twice: [..., width] → [..., width/2]."""
+    if form.once:
+        return table
     return table[..., 0::2] if form.repeated else table[..., : table.shape[-1] // 2]
+
+
+def _table(angles: Tensor, form: RotaryForm) -> Tensor:
+    """The inverse: a table as the form has it from one value per pair."""
+    if form.once:
+        return angles
+    return angles.repeat_interleave(2, -1) if form.repeated else torch.cat((angles, angles), -1)
 
 
 def _forms(head_axis: int) -> Iterator[RotaryForm]:
     for repeated in (False, True):
         for interleaved in (False, True):
             yield RotaryForm(interleaved, repeated, head_axis)
+    for interleaved in (False, True):
+        yield RotaryForm(interleaved, repeated=False, head_axis=head_axis, once=True)
 
 
 class RotaryEmbedding:
@@ -62,10 +73,7 @@ class RotaryEmbedding:
 
         query, key = states(HEADS), states(KEY_HEADS)
         angles = random(2, SEQUENCE, WIDTH // 2)
-        tables = [
-            part.repeat_interleave(2, -1) if form.repeated else torch.cat((part, part), -1)
-            for part in (angles.cos(), angles.sin())
-        ]
+        tables = [_table(part, form) for part in (angles.cos(), angles.sin())]
         kwargs = {} if form.head_axis == 1 else {"unsqueeze_dim": form.head_axis}
         result = author_call(function, query, key, *tables, **kwargs)
         if not (isinstance(result, tuple) and len(result) == 2):
@@ -80,6 +88,7 @@ class RotaryEmbedding:
         """
         flat = states.transpose(1, 2) if form.head_axis == 1 else states
         batch, sequence, heads, head_dim = flat.shape
+        cos, sin = (_table(part, replace(form, once=False)) if form.once else part for part in (cos, sin))
         width = cos.shape[-1]
         rotated = torch.onnx.ops.symbolic(
             "truecast::Rotary",
