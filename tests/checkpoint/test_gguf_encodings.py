@@ -13,7 +13,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize, quantize
 
 from tests.checkpoint.gguf_cases import BY_NAME
-from truecast.checkpoint import open_checkpoint
+from truecast.checkpoint import gguf_encodings, open_checkpoint
 from truecast.checkpoint.encoding import Affine, Codebook, Encoding, decode, integer_image
 from truecast.checkpoint.gguf_encodings import LAYOUTS, encoding_of
 
@@ -144,6 +144,17 @@ def test_any_run_of_rows_is_the_slice_of_the_whole(kind: gguf.GGMLQuantizationTy
     for read in readers:
         for start, stop in [(0, 1), (5, 9), (4, 4), (11, 12)]:
             np.testing.assert_array_equal(read(start, stop), read(0, 12)[start:stop])
+
+
+@pytest.mark.parametrize("kind", LAYOUTS, ids=lambda kind: kind.name)
+def test_blocks_shuffled_a_few_at_once_are_the_blocks_shuffled_together(
+    kind: gguf.GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = random_rows(kind, 11, 3)
+    expected = dequantize(raw, kind)
+    for blocks in (1, 2, 7, 32, 33, 34):
+        monkeypatch.setattr(gguf_encodings, "AT_ONCE", blocks * raw.shape[1] // 3)
+        np.testing.assert_array_equal(bits(decode(encoded(kind, raw), expected.shape[1], 0, 11)), bits(expected))
 
 
 CODEBOOKS = [kind for kind, layout in LAYOUTS.items() if layout.table]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +286,22 @@ def test_a_vocabulary_whose_arrays_disagree_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"1 values in tokenizer\.ggml\.scores for 2 tokens"):
         rebuilt(write(tmp_path / "t.gguf", "llama", fields))
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+@pytest.mark.parametrize("scores", [1, 2])
+def test_the_search_for_cycles_is_as_it_was_whether_a_tokenizer_was_made_or_not(
+    scores: int, was_on: bool, tmp_path: Path
+) -> None:
+    def fields(writer: gguf.GGUFWriter) -> None:
+        writer.add_token_list(["a", "b"])
+        writer.add_token_scores([0.0] * scores)
+
+    make = tokenizer_files(write(tmp_path / "t.gguf", "llama", fields), 64)["tokenizer.json"]
+    (gc.enable if was_on else gc.disable)()
+    try:
+        with nullcontext() if scores == 2 else pytest.raises(InputError):
+            make()
+        assert gc.isenabled() is was_on
+    finally:
+        gc.enable()

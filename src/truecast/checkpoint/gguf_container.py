@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ class StringArray:
     def decode(self) -> list[str]:
         """The strings; bytes that are not UTF-8 become U+FFFD, as in the tools that write these files."""
         with _mapped(self.path) as data:
-            cursor = _Cursor(self.path, data, self.offset)
-            return [cursor.take_bytes().decode("utf-8", errors="replace") for _ in range(self.count)]
+            spans = _Cursor(self.path, data, self.offset).strings(self.count)
+            return [data[begin:end].decode("utf-8", errors="replace") for begin, end in spans]
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,17 @@ class _Cursor:
         begin = self.skip(self.take("<Q"))
         return self.data[begin : self.position]
 
+    def strings(self, count: int) -> Iterator[tuple[int, int]]:
+        """Where each of the next `count` strings begins and ends, of which a file has some 300,000."""
+        data, size, length = self.data, len(self.data), struct.Struct("<Q")
+        for _ in range(count):
+            begin = self.position + length.size
+            end = begin + length.unpack_from(data, self.position)[0] if begin <= size else begin
+            if end > size:
+                self.skip(self.take("<Q"))  # which says what is missing
+            self.position = end
+            yield begin, end
+
 
 def _take_text(cursor: _Cursor) -> str:
     return cursor.take_bytes().decode("utf-8", errors="replace")
@@ -175,8 +187,7 @@ def _take_value(cursor: _Cursor, kind: int) -> Any:
 def _take_array(cursor: _Cursor, kind: int, count: int) -> Any:
     if kind == GGUFValueType.STRING:
         begin = cursor.position
-        for _ in range(count):
-            cursor.skip(cursor.take("<Q"))
+        deque(cursor.strings(count), maxlen=0)
         return StringArray(cursor.path, begin, count)
     dtype = np.dtype(_layout(cursor, kind))
     begin = cursor.skip(count * dtype.itemsize)

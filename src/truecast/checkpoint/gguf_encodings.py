@@ -70,6 +70,9 @@ IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 8
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """What the 4-bit codes of MXFP4 stand for (OCP Microscaling Formats 1.0); ggml has no negative zero."""
 
+AT_ONCE = 1 << 18
+"""Bytes of blocks that are shuffled at once: what is made on the way stays in a processor's cache."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -113,10 +116,12 @@ def encoding_of(kind: Kind, width: int, raw: Reader) -> Encoding | None:
 
     def reader(each: int, dtype: np.dtype[Any], values: Blocks) -> Reader:
         def read(start: int, stop: int) -> Array:
-            if start == stop:
-                return np.empty((0, blocks * each), dtype)
             stored = raw(start, stop).reshape((stop - start) * blocks, block_bytes)
-            return values(stored).reshape(stop - start, blocks * each)
+            made = np.empty((len(stored), each), dtype)
+            step = max(1, AT_ONCE // block_bytes)
+            for first in range(0, len(stored), step):
+                made[first : first + step] = values(stored[first : first + step])
+            return made.reshape(stop - start, blocks * each)
 
         return read
 

@@ -25,7 +25,7 @@ from truecast.weights.floats import dense_binding
 from truecast.weights.precision import Precision
 from truecast.weights.quantize import BLOCK_SIZES, blocks_per_row
 from truecast.weights.quantizers import STREAMED
-from truecast.weights.sources import finite_rows
+from truecast.weights.sources import all_finite, finite_rows
 
 NF4 = (
     *(-1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
@@ -236,9 +236,9 @@ def _finite(tensor: StoredTensor, factor: Factor) -> Reader:
 
     def read(start: int, stop: int) -> Array:
         values = np.asarray(factor.read(start, stop))
-        if not np.isfinite(values.astype(np.float32)).all():
+        if not all_finite(values):
             raise _damaged(tensor, "scales that are NaN or infinity")
-        return values.astype(target)
+        return values.astype(target, copy=False)
 
     return read
 
