@@ -101,6 +101,14 @@ def expanded(folder: Path, hazard: bool) -> Path:
     return save(chain([node("Swish", ["x"], ["n"])] if hazard else parts, "n", opset=24), folder)
 
 
+def grouped(folder: Path, hazard: bool) -> Path:
+    """A norm of one channel a group; groups of several channels have no better form, and run as their parts."""
+    norm = node("GroupNormalization", ["x", "scale", "shift"], ["y"], num_groups=8 if hazard else 4)
+    dims = ["batch", 8, "length"]
+    made = model([norm], [tensor("x", dims)], [tensor("y", dims)], [weight("scale", 8), weight("shift", 8)], opset=21)
+    return save(made, folder)
+
+
 HAZARDS = (
     Hazard("TC101", "opset", opset),
     Hazard("TC102", "ir-version", ir_version),
@@ -114,4 +122,5 @@ HAZARDS = (
     Hazard("TC109", "dead-present", dead_present),
     Hazard("TC109", "flat-mask", flat_mask),
     Hazard("TC110", "swish", expanded),
+    Hazard("TC110", "group-norm", grouped),
 )
