@@ -114,6 +114,14 @@ def expanded(folder: Path, hazard: bool) -> Path:
     return save(chain([node("Swish", ["x"], ["n"])] if hazard else parts, "n", opset=24), folder)
 
 
+def grouped(folder: Path, hazard: bool) -> Path:
+    """A norm of one channel a group; groups of several channels have no better form, and run as their parts."""
+    norm = node("GroupNormalization", ["x", "scale", "shift"], ["y"], num_groups=8 if hazard else 4)
+    dims = ["batch", 8, "length"]
+    made = model([norm], [tensor("x", dims)], [tensor("y", dims)], [weight("scale", 8), weight("shift", 8)], opset=21)
+    return save(made, folder)
+
+
 def slow_norm(folder: Path, hazard: bool) -> Path:
     """A sum and its norm in one operator of ONNX Runtime, or as two."""
     fused = node("com.microsoft.SkipLayerNormalization", ["x", "x", "g", "b"], ["n"])
@@ -146,6 +154,7 @@ HAZARDS = (
     Hazard("TC109", "dead-present", dead_present),
     Hazard("TC109", "flat-mask", flat_mask),
     Hazard("TC110", "swish", expanded),
+    Hazard("TC110", "group-norm", grouped),
     Hazard("TC111", "norm", slow_norm),
     Hazard("TC111", "norm-made-at-load", fused_norm, run=True),
 )

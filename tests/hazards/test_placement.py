@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -100,3 +101,54 @@ def test_the_tables_are_small_and_readable() -> None:
 
 def test_every_key_that_truecast_sets_is_known() -> None:
     assert session_keys() >= KNOWN_KEYS
+
+
+@pytest.mark.parametrize("operator", ["Mish", "HardSwish"])
+@pytest.mark.parametrize(("dtype", "place"), [(np.float32, Place.EXPANDED), (np.float64, Place.NOWHERE)])
+def test_an_operator_without_a_kernel_runs_where_its_parts_do(
+    tmp_path: Path, operator: str, dtype: Any, place: Place
+) -> None:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    ends = [tensor(name, ["rows", WIDTH], kind) for name in ("x", "y")]
+    file = save(model([node(operator, ["x"], ["y"])], ends[:1], ends[1:], opset=22), tmp_path)
+    evidence = gather(file)
+    assert list(evidence.placement.places.values()) == [place]
+    if place is Place.EXPANDED:
+        ort.InferenceSession(file, providers=[CPU])
+    else:
+        with pytest.raises(state.NotImplemented, match="Could not find an implementation"):
+            ort.InferenceSession(file, providers=[CPU])
+
+
+def test_shapes_follow_through_the_parts_of_an_operator(tmp_path: Path) -> None:
+    """ONNX itself infers no type behind a GroupNormalization."""
+    dims = ["batch", 8, "length"]
+    nodes = [node("GroupNormalization", ["x", "s", "b"], ["n"], num_groups=4), node("Add", ["n", "x"], ["y"])]
+    made = model(nodes, [tensor("x", dims)], [tensor("y", dims)], [weight("s", 8), weight("b", 8)], opset=21)
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        onnx.shape_inference.infer_shapes(made, strict_mode=True)
+    assert gather(save(made, tmp_path)).shapes.failure is None
+
+
+@pytest.mark.parametrize(
+    ("operator", "opset", "place"),
+    [
+        ("Swish", 24, Place.EXPANDED),
+        ("Swish", 25, Place.NOWHERE),
+        ("Mish", 24, Place.EXPANDED),
+        ("GroupNormalization", 20, Place.EXPANDED),
+        ("GroupNormalization", 24, Place.EXPANDED),
+    ],
+)
+def test_parts_of_an_older_opset_are_not_run(tmp_path: Path, operator: str, opset: int, place: Place) -> None:
+    dims = ["batch", 8, "length"]
+    grouped = operator == "GroupNormalization"
+    one = node(operator, ["x", "s", "b"], ["y"], num_groups=8) if grouped else node(operator, ["x"], ["y"])
+    weights = [weight("s", 8), weight("b", 8)] if grouped else []
+    file = save(model([one], [tensor("x", dims)], [tensor("y", dims)], weights, opset=opset), tmp_path)
+    assert list(gather(file).placement.places.values()) == [place]
+    if place is Place.EXPANDED:
+        ort.InferenceSession(file, providers=[CPU])
+    else:
+        with pytest.raises(state.NotImplemented, match="Could not find an implementation"):
+            ort.InferenceSession(file, providers=[CPU])

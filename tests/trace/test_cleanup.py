@@ -273,3 +273,20 @@ def test_equal_computations_become_one() -> None:
 
 def test_what_nobody_reads_vanishes() -> None:
     assert cleaned("g (float[B, S, 8] x) => (float[B, S, 8] y) { a = Exp (x) y = Neg (x) }") == ["Neg"]
+
+
+GROUPS = """g (float[B, 6, S] x, float[6] w, float[6] b) => (float[B, 6, S] y) {
+    y = GroupNormalization <epsilon = 0.01, num_groups = %d> (x, w, b)
+}"""
+
+
+@pytest.mark.parametrize(("groups", "left"), [(6, "InstanceNormalization"), (3, "GroupNormalization")])
+def test_a_group_norm_of_one_channel_a_group_is_an_instance_norm(groups: int, left: str) -> None:
+    before = onnx.parser.parse_model(HEADER + GROUPS % groups)
+    model = ir.from_proto(before)
+    clean(model)
+    assert [node.op_type for node in model.graph] == [left]
+    for sizes in SIZES:
+        given = feeds(before, {**sizes, "S": 4 * sizes["S"]})
+        got, want = run(ir.to_proto(model), given), run(before, given)
+        np.testing.assert_allclose(got["y"], want["y"], rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import truecast
+from truecast.artifact import Status
 from truecast.dialects import dialect
 from truecast.errors import InputError
 from truecast.trace.author import Axis, InputSpec
@@ -198,3 +201,58 @@ def test_a_leaf_may_be_the_whole_model_or_be_called_by_name() -> None:
 
 def test_the_width_of_a_product_is_no_free_axis() -> None:
     assert refusal(nn.Linear(8, 8), {"input": {2: "width"}}).startswith("The model fixes axis 2 of input (width) at 8;")
+
+
+class Twice(nn.Module):
+    """Takes y [batch, 2·length, 8] for x [batch, length, 8]."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, x], 1) + y
+
+
+class Longer(nn.Module):
+    """Takes y [batch, length + 1, 8]."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, x[:, :1]], 1) * y
+
+
+RELATED = {"2*length": (Twice(), torch.randn(2, 10, 8)), "length+1": (Longer(), torch.randn(2, 6, 8))}
+
+
+@pytest.mark.parametrize("relation", RELATED)
+def test_an_axis_that_follows_from_another_is_named_with_the_way_to_ask(relation: str) -> None:
+    module, y = RELATED[relation]
+    for asked in ("other", "other=4..", "3*length"):
+        assert refusal(module, {"x": {1: "length"}, "y": {1: asked}}, (torch.randn(2, 5, 8), y)) == (
+            f"The model takes only the size {relation} for axis 1 of y ({asked.partition('=')[0]}), "
+            f"where length is axis 1 of x; ask for that, as y.1={relation}."
+        )
+
+
+@pytest.mark.parametrize("relation", RELATED)
+def test_an_axis_that_follows_from_another_is_proven(relation: str, tmp_path: Path) -> None:
+    module, y = RELATED[relation]
+    dynamic = {"x": {0: "batch", 1: "length"}, "y": {0: "batch", 1: relation}}
+    made = truecast.export(module, tmp_path / "out", example_inputs=(torch.randn(2, 5, 8), y), dynamic=dynamic)
+    graph = made.manifest.graph
+    assert [info.shape for info in (*graph.inputs, *graph.outputs)] == [
+        ["batch", "length", 8],
+        ["batch", relation, 8],
+        ["batch", relation, 8],
+    ]
+    assert list(graph.axes) == ["batch", "length"]
+    certificate = made.manifest.certificate
+    assert (certificate.status, certificate.notes) == (Status.PROVEN, [])
+    again = made.verify(module, example_inputs=(torch.randn(2, 5, 8), y))
+    assert (again.status, again.notes) == (Status.PROVEN, [])
+
+
+def test_a_relation_needs_its_axis_and_the_default_exporter(tmp_path: Path) -> None:
+    module, y = RELATED["2*length"]
+    examples = (torch.randn(2, 5, 8), y)
+    with pytest.raises(InputError, match=r"^The axis 2\*length follows from length, but no axis is called so"):
+        open_author(ModuleSource(module=module, example_inputs=examples, dynamic={"y": {1: "2*length"}}))
+    with pytest.raises(InputError, match=r"^The axis 2\*length follows from another, which needs the exporter dynamo"):
+        options = {"dynamic": {"x": {1: "length"}, "y": {1: "2*length"}}, "exporter": "torchscript"}
+        truecast.export(module, tmp_path / "out", example_inputs=examples, **options)

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
+import truecast
 from tests.conformance.cases import BY_NAME as DECODERS
 from tests.encoders import Layers, classifier, layers_examples, sentences
 from tests.tiny import tiny_checkpoint
+from truecast.artifact import Status
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.tasks import chosen_task, task_of
 from truecast.errors import InputError
@@ -274,3 +277,51 @@ def test_a_factory_whose_module_takes_no_tokens_needs_examples(tmp_path: Path, p
     assert refusal(ModuleSource(tmp_path, factory=f"{name}:make")) == (
         "Linear takes no input_ids, so truecast has no example; give example inputs."
     )
+
+
+def recogniser(folder: Path, **extractor: object) -> Path:
+    """A tiny model of speech with its feature extractor."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    convolutions = {
+        "conv_dim": (16, 16),
+        "conv_stride": (20, 16),
+        "conv_kernel": (20, 16),
+        "num_feat_extract_layers": 2,
+    }
+    positions = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    config = Wav2Vec2Config(**sizes, **convolutions, **positions, feat_extract_norm="layer", vocab_size=32)
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(**extractor).save_pretrained(folder)
+    return folder
+
+
+def test_sound_has_a_mask_where_the_feature_extractor_makes_one(tmp_path: Path) -> None:
+    for masked, names in ((True, ["input_values", "attention_mask"]), (False, ["input_values"])):
+        made = recogniser(tmp_path / str(masked), return_attention_mask=masked)
+        author, _ = open_author(ModuleSource(made))
+        assert [spec.name for spec in author.inputs] == names
+    nested = {"feature_extractor": {"return_attention_mask": True}}
+    (made / "preprocessor_config.json").unlink()
+    (made / "processor_config.json").write_text(json.dumps(nested))
+    author, _ = open_author(ModuleSource(made))
+    assert [spec.name for spec in author.inputs] == ["input_values", "attention_mask"]
+
+
+def test_padded_sound_gives_the_authors_answer(tmp_path: Path) -> None:
+    made = truecast.export(
+        recogniser(tmp_path / "model", return_attention_mask=True), tmp_path / "out", precision="fp32"
+    )
+    assert made.manifest.certificate.status is Status.PROVEN
+    numbers = np.random.default_rng(0)
+    rows = [numbers.normal(size=size).astype(np.float32) for size in (9000, 5000, 3000)]
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(tmp_path / "model")
+    feeds = extractor(rows, sampling_rate=16000, padding=True, return_tensors="pt")
+    author = Wav2Vec2ForCTC.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        want = author(**feeds).logits.numpy()
+    arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
+    got = made.run(arrays)["logits"]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    deaf = made.run(arrays | {"attention_mask": np.ones_like(arrays["attention_mask"])})["logits"]
+    assert not np.allclose(deaf[1:], want[1:], rtol=1e-2, atol=1e-2)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
+from truecast.diagnosis.bodies import with_parts
 from truecast.diagnosis.schemas import Schema, find_schema
 
 Types = Mapping[ir.Value, ir.DataType]
@@ -136,6 +137,7 @@ def infer_shapes(model: ir.Model) -> Shapes:
     """What `onnx.shape_inference` finds; the model is left as it is."""
     light = ir.to_proto(_without_weights(model))
     try:
+        light = with_parts(light)
         inferred, failure = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True), None
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         inferred, failure = _leniently(light), str(error).strip().splitlines()[-1]

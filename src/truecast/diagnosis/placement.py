@@ -15,7 +15,8 @@ from enum import StrEnum
 
 import onnx_ir as ir
 
-from truecast.diagnosis.inference import Types, clashing_dtypes, node_types, type_name
+from truecast.diagnosis.bodies import is_stale, parts_of
+from truecast.diagnosis.inference import Types, clashing_dtypes, infer_types, node_types, type_name
 from truecast.diagnosis.kernels import CUDA, Kernels
 from truecast.diagnosis.schemas import find_schema, is_function
 
@@ -193,12 +194,24 @@ def _first_place(
     for table in tables:
         if table.has(schema, held) and not (table.provider == CUDA and _refused_by_cuda(node)):
             return Place.DEVICE if table is tables[0] else Place.HOST
-    if is_function(schema.domain, schema.name, schema.since) and not _needs_bfloat16(held, tables):
+    has_body = is_function(schema.domain, schema.name, schema.since) and not _needs_bfloat16(held, tables)
+    if has_body and _parts_run(node, opsets, types, tables):
         return Place.EXPANDED
     widened = {key: frozenset(_widened(name) for name in names) for key, names in held.items()}
     if widened != held and tables[-1].has(schema, widened):
         return Place.CAST
     return Place.NOWHERE
+
+
+def _parts_run(node: ir.Node, opsets: Mapping[str, int], types: Types, tables: Sequence[Kernels]) -> bool:
+    """Whether there are kernels for all parts of an operator; parts that are not known here count as run."""
+    parts = parts_of(node, opsets, types)
+    if parts is None:
+        return True
+    if is_stale(node, parts, opsets.get("", 1)):
+        return False
+    inner, constants = infer_types(parts, opsets), find_constants(parts, parts, lambda value: False)
+    return all(_first_place(part, opsets, inner, tables, constants) is not Place.NOWHERE for part in parts)
 
 
 def _refused_by_cuda(node: ir.Node) -> bool:

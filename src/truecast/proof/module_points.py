@@ -111,7 +111,7 @@ def _tensors(author: AuthorModule, sizes: Mapping[str, int], mask: MaskOf) -> tu
 
 def _tensor(spec: InputSpec, sizes: Mapping[str, int], mask: MaskOf, generator: torch.Generator) -> Tensor:
     example = spec.example
-    shape = [sizes[spec.axes[i].name] if i in spec.axes else int(n) for i, n in enumerate(example.shape)]
+    shape = [spec.axes[i].size(sizes) if i in spec.axes else int(n) for i, n in enumerate(example.shape)]
     if spec.is_mask and len(shape) == 2:
         return mask(*shape).to(example.dtype)
     if example.dtype is torch.bool:

@@ -69,7 +69,7 @@ def _axes(info: TensorInfo, graph: GraphInfo) -> Iterator[tuple[int, str]]:
     """The free axes of an input, as `Axis.parse` reads them."""
     for index, size in enumerate(info.shape):
         if isinstance(size, str):
-            yield index, f"{size}={graph.axes[size]}"
+            yield index, f"{size}={graph.axes[size]}" if size in graph.axes else size  # it follows from another
 
 
 def _source_check(manifest: Manifest, checkpoint: Checkpoint, report: Progress) -> Check:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,17 +28,31 @@ Dynamic = Mapping[str, Mapping[int, str]]
 """Free axes asked for: input → axis number → name, or name with sizes (`Axis.parse`)."""
 
 
+RELATED = re.compile(r"(?:(?P<factor>[1-9]\d*)\*)?(?P<of>[A-Za-z_]\w*)(?P<plus>[+-]\d+)?")
+"""An axis that follows from another: 2*length, length+1, 2*length-1."""
+
+
 @dataclass(frozen=True)
 class Axis:
-    """A free axis: its name in the graph, and the sizes it may have, `low` to `high` (None: no end)."""
+    """A free axis: its name in the graph, and the sizes it may have, `low` to `high` (None: no end).
+
+    One that follows from another axis has its name in `of`, and always the size `factor` times that one's `plus` more;
+    it is called what it is, "2*length+1".
+    """
 
     name: str
     low: int = 1
     high: int | None = None
+    of: str = ""
+    factor: int = 1
+    plus: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Axis:
-        """An axis from "name" or "name=low..high"; raises InputError for anything else."""
+        """An axis from "name", "name=low..high" or "2*name+1"; raises InputError for anything else."""
+        related = RELATED.fullmatch(text)
+        if related is not None and not text.isidentifier():
+            return cls.following(related["of"], int(related["factor"] or 1), int(related["plus"] or 0))
         name, given, bounds = text.partition("=")
         low, dots, high = bounds.partition("..")
         if not name.isidentifier() or (given and not (dots and low.isdigit() and (high.isdigit() or not high))):
@@ -46,6 +61,16 @@ class Axis:
         if axis.low < 1 or (axis.high is not None and axis.high < axis.low):
             raise InputError(f"The axis {text!r} has no size; write the smallest and the largest, as {name}=1..512.")
         return axis
+
+    @classmethod
+    def following(cls, of: str, factor: int, plus: int) -> Axis:
+        """The axis of `factor` times the size of another, and `plus` more."""
+        times, more = f"{factor}*" if factor != 1 else "", f"{plus:+d}" if plus else ""
+        return cls(f"{times}{of}{more}", of=of, factor=factor, plus=plus)
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        """Its size, where the axes that follow from none have `sizes`."""
+        return self.factor * sizes[self.of] + self.plus if self.of else sizes[self.name]
 
     def __str__(self) -> str:
         """The form that `parse` reads."""
@@ -99,8 +124,8 @@ class AuthorModule:
 
     @property
     def axes(self) -> dict[str, Axis]:
-        """Every free axis by its name."""
-        return {axis.name: axis for spec in self.inputs for axis in spec.axes.values()}
+        """Every free axis by its name; those that follow from others are left out."""
+        return {axis.name: axis for spec in self.inputs for axis in spec.axes.values() if not axis.of}
 
     def with_axes(self, dynamic: Dynamic | None) -> AuthorModule:
         """The same with other free axes, input by input; raises InputError for an input or axis that is not there."""
@@ -117,7 +142,13 @@ class AuthorModule:
             replace(spec, axes={i: Axis.parse(text) for i, text in dynamic.get(spec.name, {}).items()})
             for spec in self.inputs
         )
-        return replace(self, inputs=specs)
+        author = replace(self, inputs=specs)
+        for axis in (axis for spec in specs for axis in spec.axes.values() if axis.of):
+            if axis.of not in author.axes:
+                raise InputError(
+                    f"The axis {axis} follows from {axis.of}, but no axis is called so; free that one, too."
+                )
+        return author
 
 
 def in_memory(module: nn.Module, example_inputs: Any, origin: str = "a module in memory") -> AuthorModule:

@@ -1,7 +1,7 @@
 """Clean-up of a traced graph: shape arithmetic becomes constants, moves of axes cancel, no-ops vanish.
 
-Every rule looks at one node and keeps the graph's results bit for bit; `clean` applies them until none fires. Sizes are
-compared by the symbols that torch.export proved equal, so a rule never guesses.
+Every rule looks at one node and keeps the graph's results, bit for bit but for the order of a norm's sums; `clean`
+applies them until none fires. Sizes are compared by the symbols that torch.export proved equal: a rule never guesses.
 """
 
 from __future__ import annotations
@@ -250,6 +250,21 @@ def _part_sizes(node: ir.Node) -> list[int] | None:
     return [part] * (whole // part) + ([rest] if rest else [])
 
 
+def instance_norm(node: ir.Node, graph: ir.Graph) -> bool:
+    """A group norm of one channel a group is an instance norm, for which ONNX Runtime has a kernel on processors."""
+    sizes = dims(node.inputs[0]) if node.op_type == "GroupNormalization" else None
+    if not sizes or len(sizes) < 3 or sizes[1] != node.attributes["num_groups"].as_int():
+        return False
+    epsilon = node.attributes.get("epsilon")
+    kept = {} if epsilon is None else {"epsilon": epsilon.as_float()}
+    norm = ir.node("InstanceNormalization", node.inputs, kept)
+    norm.outputs[0].shape, norm.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    graph.insert_before(node, norm)
+    replace(node.outputs[0], norm.outputs[0])
+    graph.remove(node, safe=True)
+    return True
+
+
 RULES: Sequence[Rule] = (
     cast_like,
     no_op,
@@ -258,4 +273,5 @@ RULES: Sequence[Rule] = (
     transpose_of_transpose,
     transpose_after_norm,
     split_to_sequence,
+    instance_norm,
 )

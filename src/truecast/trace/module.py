@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from truecast.dialects.model import Dialect
 from truecast.errors import InputError
-from truecast.trace.author import UNBOUNDED, AuthorModule, Axis, InputSpec, try_call
+from truecast.trace.author import RELATED, UNBOUNDED, AuthorModule, Axis, InputSpec, try_call
 from truecast.trace.capture import forget_weights, to_onnx
 from truecast.trace.cleanup import clean
 from truecast.trace.leaves import lowered_leaves
@@ -90,6 +90,8 @@ def roomy(inputs: Sequence[InputSpec]) -> list[Tensor]:
     for spec in inputs:
         example = spec.example
         for index, axis in spec.axes.items():
+            if axis.of:
+                continue
             if axis.high == 1:
                 raise InputError(f"The axis {axis} of {spec.name} has one size only; leave it out.")
             if example.shape[index] < LEAST:
@@ -122,22 +124,59 @@ def _inputs_of(program: ExportedProgram) -> list[Any]:
 def require_ranges(program: ExportedProgram, author: AuthorModule) -> None:
     """Every axis must be free over the sizes asked for: torch.export narrows a range where the code takes branches."""
     limits = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
-    seen: dict[str, tuple[str, str]] = {}
-    for spec, node in zip(author.inputs, _inputs_of(program), strict=True):
-        for index, axis in spec.axes.items():
-            size = str(node.meta["val"].shape[index])
-            where = f"axis {index} of {spec.name} ({axis.name})"
-            if size.isdigit():
-                raise InputError(
-                    f"The model fixes {where} at {size}; it cannot be cast with that axis free. "
-                    "Say which axes are free with `dynamic` (--dynamic)."
-                )
-            if size not in limits:
-                raise InputError(f"The model takes only sizes of the form {size} for {where}; leave it fixed.")
-            name, place = seen.setdefault(size, (axis.name, where))
-            if name != axis.name:
-                raise InputError(f"The model takes one size only for {place} and {where}; give them one name.")
-            _require_range(axis, where, limits[size])
+    found = [
+        _Found(spec.name, index, axis, str(node.meta["val"].shape[index]))
+        for spec, node in zip(author.inputs, _inputs_of(program), strict=True)
+        for index, axis in spec.axes.items()
+    ]
+    owners: dict[str, _Found] = {}
+    for one in found:
+        if one.size.isdigit():
+            raise InputError(
+                f"The model fixes {one} at {one.size}; it cannot be cast with that axis free. "
+                "Say which axes are free with `dynamic` (--dynamic)."
+            )
+        if one.size.isidentifier() and not one.axis.of:
+            owners.setdefault(one.size, one)
+    for one in found:
+        _require_relation(one, owners)
+        if one.axis.of:
+            continue
+        if one.size not in limits:
+            raise InputError(f"The model takes only sizes of the form {one.size} for {one}; leave it fixed.")
+        owner = owners[one.size]
+        if owner.axis.name != one.axis.name:
+            raise InputError(f"The model takes one size only for {owner} and {one}; give them one name.")
+        _require_range(one.axis, str(one), limits[one.size])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A free axis and the size that the trace gave it: a symbol, or an expression of one."""
+
+    input: str
+    index: int
+    axis: Axis
+    size: str
+
+    def __str__(self) -> str:
+        return f"axis {self.index} of {self.input} ({self.axis.name})"
+
+
+def _require_relation(one: _Found, owners: Mapping[str, _Found]) -> None:
+    """An axis that follows from another must do so as asked, and one that was asked for alone must not."""
+    related = RELATED.fullmatch(one.size.replace(" ", ""))
+    owner = owners.get(related["of"]) if related is not None else None
+    if related is None or owner is None:
+        if one.axis.of and not one.size.isidentifier():
+            raise InputError(f"The model takes only sizes of the form {one.size} for {one}; leave it fixed.")
+        return
+    real = Axis.following(owner.axis.name, int(related["factor"] or 1), int(related["plus"] or 0))
+    if real.name != (one.axis.name if one.axis.of else owner.axis.name):
+        raise InputError(
+            f"The model takes only the size {real} for {one}, where {owner.axis.name} is axis {owner.index} of "
+            f"{owner.input}; ask for that, as {one.input}.{one.index}={real}."
+        )
 
 
 def _require_range(axis: Axis, where: str, found: Any) -> None:
@@ -156,7 +195,9 @@ def _name_axes(graph: ir.Model, author: AuthorModule) -> None:
     for spec, value in zip(author.inputs, graph.graph.inputs, strict=True):
         assert value.shape is not None
         for index, axis in spec.axes.items():
-            names[str(_symbol(value.shape[index]))] = axis.name
+            symbol = str(_symbol(value.shape[index]))
+            if symbol.isidentifier():  # others follow from one
+                names[symbol] = axis.name
     for value in (*graph.graph.inputs, *graph.graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape(_renamed(value.shape, names))
@@ -169,7 +210,9 @@ def _symbol(dim: Any) -> Any:
 def _renamed(shape: ir.Shape, names: Mapping[str, str]) -> Iterator[int | str | None]:
     for dim in shape:
         size = _symbol(dim)
-        yield size if not isinstance(size, str) else re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), size)
+        if isinstance(size, str):
+            size = re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), size).replace(" ", "")
+        yield size
 
 
 def traced(author: AuthorModule, graph: ir.Model, counts: Counter[str]) -> ModuleTrace:

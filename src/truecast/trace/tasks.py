@@ -54,6 +54,11 @@ NO_LIMIT = 10**6
 """tokenizer_config.json says a number far beyond this one when there is no limit."""
 LEAST_VOCABULARY = 100
 """Token ids of an example where no configuration says how many there are."""
+LEAST_SAMPLES = 1600
+"""A tenth of a second at 16 kHz; convolutions make no frame of much less."""
+MASK = "attention_mask"
+EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers keeps a feature extractor: alone, or as a part of a processor."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -111,11 +116,25 @@ def _inputs(
         frames = getattr(config, "max_length", None) or getattr(config, "max_source_positions", None)
         if bins and frames:
             return (InputSpec(main, torch.zeros(EXAMPLE_BATCH, int(frames), int(bins), dtype=dtype), batch),)
-        samples = torch.zeros(EXAMPLE_BATCH, EXAMPLE_SAMPLES, dtype=dtype)
-        return (InputSpec(main, samples, {**batch, 1: Axis("num_samples", 1600)}),)
+        axes = {**batch, 1: Axis("num_samples", LEAST_SAMPLES)}
+        samples = InputSpec(main, torch.zeros(EXAMPLE_BATCH, EXAMPLE_SAMPLES, dtype=dtype), axes)
+        if not _is_padded_with_mask(model, checkpoint.side_files):
+            return (samples,)
+        return samples, InputSpec(MASK, torch.ones(EXAMPLE_BATCH, EXAMPLE_SAMPLES, dtype=torch.long), axes, 2)
     raise InputError(
         f"{type(model).__name__} takes {main!r}, which has no example here; give the module and example_inputs."
     )
+
+
+def _is_padded_with_mask(model: nn.Module, files: Mapping[str, Callable[[], bytes]]) -> bool:
+    """Whether the author's feature extractor makes a mask of what is sound and what is padding, and the model takes it.
+
+    Models whose first norm runs over the whole recording are used without: there padding is silence.
+    """
+    if MASK not in inspect.signature(model.forward).parameters:
+        return False
+    alone, nested = (json.loads(files[name]()) if name in files else {} for name in EXTRACTOR_FILES)
+    return bool({**nested.get("feature_extractor", {}), **alone}.get("return_attention_mask", False))
 
 
 def text_inputs(

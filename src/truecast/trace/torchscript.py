@@ -39,6 +39,9 @@ def trace_torchscript(author: AuthorModule, opset: int) -> ModuleTrace:
     Raises:
         InputError: it does not take the examples, its code cannot be traced.
     """
+    following = [axis for spec in author.inputs for axis in spec.axes.values() if axis.of]
+    if following:
+        raise InputError(f"The axis {following[0]} follows from another, which needs the exporter dynamo.")
     examples = roomy(author.inputs)
     names = list(try_call(author, examples))
     step = Recorded(author, lambda found: None).eval()
