@@ -20,7 +20,7 @@ from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, require_free, sh
 from truecast.calibration.feeds import own_feeds, read_feeds
 from truecast.calibration.ranges import seen_inputs
 from truecast.checkpoint.memory import STATE, state_digest
-from truecast.describing import described, for_module, module_info, with_decoded, with_entries
+from truecast.describing import described, for_module, module_info, tensor_info, with_decoded, with_entries
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.errors import InputError
@@ -136,7 +136,6 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     ruled = {} if request.half is None else by_rule(trace.model, request.half)
     weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
-    bound = _saved(folder, request, entries) if request.save_optimized else []
     hashes = {path.name: sha256_of(path) for path in checkpoint.files}
     if not hashes:
         hashes = {STATE: state_digest(checkpoint)}
@@ -145,10 +144,12 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     manifest = described(checkpoint, target, request, info, weights, ignored, hashes)
     manifest = for_module(manifest, author, source.factory, request.exporter)
     manifest = with_entries(with_decoded(manifest, packer.decoded), entries)
-    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped, *bound]})
+    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped]})
     write_side_files(checkpoint, target, manifest, folder)
     if request.half is not None:
         manifest = _with_islands(manifest, source, folder, request, trace.model, ruled, report)
+    bound = _saved(folder, request, entries) if request.save_optimized else []
+    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *bound]})
     return with_files(manifest, folder)
 
 
@@ -170,6 +171,11 @@ def _with_islands(
     examples = find_examples(folder, manifest.graph, author.inputs, request.calibration)
     reached, origin = by_reach(model, half, folder, GRAPH_NAME, examples, report)
     ir.save(model, folder / GRAPH_NAME)
+    ends = {
+        "inputs": list(map(tensor_info, model.graph.inputs)),
+        "outputs": list(map(tensor_info, model.graph.outputs)),
+    }
+    manifest = manifest.model_copy(update={"graph": manifest.graph.model_copy(update=ends)})  # some may be float32 now
     return with_islands(manifest, half, ruled, reached, origin)
 
 
