@@ -70,8 +70,8 @@ def module_info(checkpoint: Checkpoint, request: Request, trace: ModuleTrace, au
     return GraphInfo(
         opsets=dict(trace.model.opset_imports),
         ir_version=trace.model.ir_version,
-        inputs=[_tensor_info(value) for value in graph.inputs],
-        outputs=[_tensor_info(value) for value in graph.outputs],
+        inputs=[tensor_info(value) for value in graph.inputs],
+        outputs=[tensor_info(value) for value in graph.outputs],
         optimization=request.optimization,
         axes={name: str(axis).partition("=")[2] or "1.." for name, axis in trace.axes.items()},
         limits={spec.name: spec.high for spec in author.inputs if spec.high is not None},
@@ -146,12 +146,12 @@ def decoder_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
         padding=trace.padding,
         opsets=dict(trace.model.opset_imports),
         ir_version=trace.model.ir_version,
-        inputs=[_tensor_info(value) for value in inputs],
-        outputs=[_tensor_info(value) for value in graph.outputs],
+        inputs=[tensor_info(value) for value in inputs],
+        outputs=[tensor_info(value) for value in graph.outputs],
         cache=CacheInfo(
             layers=len(trace.cache_shapes),
             in_place=trace.in_place,
-            dtype=_tensor_info(graph.outputs[1]).dtype,
+            dtype=tensor_info(graph.outputs[1]).dtype,
         ),
         context_length=context_length(checkpoint),
         vocab_size=None if vocabulary is None else int(vocabulary[-1]),  # type: ignore[arg-type]
@@ -161,7 +161,8 @@ def decoder_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
     )
 
 
-def _tensor_info(value: ir.Value) -> TensorInfo:
+def tensor_info(value: ir.Value) -> TensorInfo:
+    """An input or an output of a graph, whose shape and dtype are known."""
     assert value.shape is not None and value.dtype is not None
     shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
     return TensorInfo(name=value.name or "", dtype=str(value.dtype.numpy()), shape=shape)

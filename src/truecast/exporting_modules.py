@@ -22,7 +22,15 @@ from truecast.calibration.feeds import own_feeds, read_feeds
 from truecast.calibration.ranges import seen_inputs
 from truecast.checkpoint.memory import STATE, state_digest
 from truecast.checkpoint.tasks import FEATURES, SENTENCES
-from truecast.describing import described, for_module, module_info, with_decoded, with_entries, with_setting
+from truecast.describing import (
+    described,
+    for_module,
+    module_info,
+    tensor_info,
+    with_decoded,
+    with_entries,
+    with_setting,
+)
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.errors import InputError
@@ -138,7 +146,6 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     if rewritten is not None:
         trace = replace(trace, model=rewritten.model)
     ir.save(trace.model, folder / GRAPH_NAME)
-    bound = _saved(folder, request, entries) if request.save_optimized else []
     hashes = {path.name: sha256_of(path) for path in checkpoint.files}
     if not hashes:
         hashes = {STATE: state_digest(checkpoint)}
@@ -149,10 +156,12 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     if rewritten is not None:
         manifest = with_setting(manifest, "clean_up", dict(rewritten.record))
     manifest = with_entries(with_decoded(manifest, packer.decoded), entries)
-    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped, *bound]})
+    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped]})
     write_side_files(checkpoint, target, manifest, folder)
     if request.half is not None:
         manifest = _with_islands(manifest, source, folder, request, trace.model, ruled, report)
+    bound = _saved(folder, request, entries) if request.save_optimized else []
+    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *bound]})
     return with_files(manifest, folder)
 
 
@@ -174,6 +183,11 @@ def _with_islands(
     examples = find_examples(folder, manifest.graph, author.inputs, request.calibration)
     reached, origin = by_reach(model, half, folder, GRAPH_NAME, examples, report)
     ir.save(model, folder / GRAPH_NAME)
+    ends = {
+        "inputs": list(map(tensor_info, model.graph.inputs)),
+        "outputs": list(map(tensor_info, model.graph.outputs)),
+    }
+    manifest = manifest.model_copy(update={"graph": manifest.graph.model_copy(update=ends)})  # some may be float32 now
     return with_islands(manifest, half, ruled, reached, origin)
 
 

@@ -74,7 +74,7 @@ class TestWhatIsProven:
         exact = found[f"{TWIN} against the original with these weights, output"]
         own = found[f"{TWIN}, against the author's module in {word}, output"]
         error = found[f"error of {TWIN}, beside the author's module's in {word}, output"]
-        assert (exact.limit, own.limit, error.limit) == (limit, pytest.approx(2**0.5 * limit), 4.0)
+        assert (exact.limit, own.limit) == pytest.approx((limit, 2**0.5 * limit), rel=1e-3)
         assert exact.measured is not None and epsilon / 8 < exact.measured < limit
         assert error.measured is not None and 0.2 < error.measured < 2
         assert found["the twin rounds every result"].measured == 0
@@ -136,10 +136,10 @@ def no_island(model: ir.Model) -> None:
 
 
 def rougher(model: ir.Model) -> None:
-    """A result rounded to 3 bits of fraction on the way."""
+    """A result rounded to 2 bits of fraction on the way."""
     node = next(node for node in model.graph if node.op_type == "Gelu")
     value = node.outputs[0]
-    small = ir.node("Cast", [value], {"to": ir.DataType.FLOAT8E4M3FN}, name="small")
+    small = ir.node("Cast", [value], {"to": ir.DataType.FLOAT8E5M2}, name="small")
     back = ir.node("Cast", [small.outputs[0]], {"to": ir.DataType.BFLOAT16}, name="back")
     small.outputs[0].name, back.outputs[0].name = "small", "back"
     model.graph.insert_after(node, [small, back])
@@ -156,10 +156,10 @@ def far_and_back(model: ir.Model) -> None:
     away = ir.node("Mul", [node.outputs[0], factor.outputs[0]], name="away")
     back = ir.node("Div", [away.outputs[0], factor.outputs[0]], name="back")
     away.outputs[0].name, back.outputs[0].name = "away", "back"
-    readers = list(node.outputs[0].uses())
     model.graph.insert_after(node, [factor, away, back])
-    for reader, index in readers:
-        reader.replace_input_with(index, back.outputs[0])
+    for reader, index in list(node.outputs[0].uses()):
+        if reader is not away:
+            reader.replace_input_with(index, back.outputs[0])
 
 
 def swapped(model: ir.Model) -> None:
@@ -183,7 +183,9 @@ SECOND = "second.weight.transposed"
 VALUES, ERROR = "weights are the checkpoint's", f"error of {TWIN}, beside the author's module's in {{}}, output"
 PLANTS = [
     Plant("a weight rounded twice", "bf16", lambda it: change_data(it, SECOND, twice_rounded), VALUES, "second.weight"),
-    Plant("a norm of bfloat16 inside", "bf16", in_graph(norm_inside), "norms computed in float32", "norm"),
+    Plant(
+        "a norm of bfloat16 inside", "bf16", in_graph(norm_inside), "norms computed in float32", "LayerNormalization_1"
+    ),
     Plant("an island without its casts", "bf16", in_graph(no_island), "kernels", "BatchNormalization-15"),
     Plant("the same", "bf16", in_graph(no_island), "float32 islands as in the manifest", "BatchNormalization_1"),
     Plant("a result rounded further", "bf16", in_graph(rougher), ERROR.format("bfloat16")),
@@ -222,13 +224,14 @@ def test_a_node_of_the_twin_that_does_not_round_is_found(
 ) -> None:
     def lax(model: ir.Model, *rest: Any) -> dict[str, str]:
         names = make_twin(model, *rest)
-        narrow = next(node for node in model.graph if node.name == "second.narrow")
+        narrow = next(node for node in model.graph if node.name == "Gelu_1.narrow")
         narrow.attributes.add(ir.AttrInt64("to", ir.DataType.FLOAT))
+        narrow.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         return names
 
     monkeypatch.setattr(sessions, "make_twin", lax)
     found = failed(reprove(base("bf16")))
-    assert "second.rounded" in found["the twin rounds every result"].detail
+    assert "Gelu_1.rounded" in found["the twin rounds every result"].detail
 
 
 class TestMassiveActivations:
@@ -254,7 +257,7 @@ class TestMassiveActivations:
             truecast.export(Massive(FAR), tmp_path / "out", precision="fp16", example_inputs=EXAMPLE)
 
     def test_where_everything_fits_there_are_none(self, tmp_path: Path) -> None:
-        made = truecast.export(Massive(1000), tmp_path / "out", precision="fp16", example_inputs=EXAMPLE)
+        made = truecast.export(Massive(1), tmp_path / "out", precision="fp16", example_inputs=EXAMPLE)
         assert made.manifest.certificate.status is Status.PROVEN
         assert (made.manifest.graph.islands, made.manifest.notices) == ({}, [])
 
@@ -264,7 +267,7 @@ class TestMassiveActivations:
         assert read_manifest(tmp_path / "out.rejected").graph.islands == {}
 
     def test_calibration_decides_what_is_far(self, tmp_path: Path) -> None:
-        np.savez(tmp_path / "far.npz", x=1e5 * EXAMPLE.numpy())
+        np.savez(tmp_path / "far.npz", input=1e5 * EXAMPLE.numpy())
         made = truecast.export(
             torch.nn.Linear(8, 4),
             tmp_path / "out",

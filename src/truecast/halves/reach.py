@@ -72,13 +72,14 @@ def measured(
     masks = _masks(model, half)
     kept = [name for name in dict.fromkeys(names) if name not in masks]
     _add_reductions(model, kept)
-    session = opened(model, folder, [f"{name}{ENDING}" for name in kept])
+    asked = [f"{name}{ENDING}" for name in kept]
+    session = opened(model, folder, asked)
     taken = {value.name for value in session.get_inputs()}
     reach, count, refusal = dict.fromkeys([*kept, *wide_inputs], 0.0), 0, ""
     for number, feed in enumerate(feeds, 1):
         given = {name: array for name, array in feed.items() if name in taken}
         try:
-            found = session.run([f"{name}{ENDING}" for name in kept], given)
+            found = session.run(asked, given) if asked else []  # no names would be all outputs
         except (*LOAD_ERRORS, ValueError) as error:
             refusal = str(error).strip().splitlines()[0]
             if not lenient:

@@ -8,7 +8,7 @@ same float with the same weights, both against the author's module in float32.
 |---|---|
 | against the author's module in float32 | 16·eps·sqrt(n + 1) of the largest value, n leaves lowered (`half_limit`) |
 | against the author's module in 16 bits | sqrt(2) times as much: both sides round |
-| its error over the grid, root mean square | 4 times that of the author's module in 16 bits |
+| its error over the grid, root mean square | 3 times that of the author's module in 16 bits |
 
 eps is one rounding: 2^-11 for fp16, 2^-8 for bf16. The first two let a single point be far off, since errors of bf16
 are large; the last one is strict, being a mean, and knows the model.
@@ -45,9 +45,10 @@ from truecast.trace.opening import ModuleSource, open_author
 
 TIER = "parity"
 DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
-FACTOR = 4.0
-"""Largest error of the twin in units of the author's own in 16 bits. The two differ in how often they round: torch
-keeps the inside of composite functions in float32, of which a graph may have the parts."""
+FACTOR = 3.0
+"""Largest error of the twin in units of the author's own in 16 bits. Errors of rounding add up like a random walk, so
+this is nine roundings where torch has one: it keeps the inside of composite functions (a standard deviation, attention)
+in float32, of which a graph may have the parts."""
 TWIN = "its float32 twin, rounded"
 """What checks call it."""
 
@@ -117,7 +118,7 @@ def _island_faults(model: ir.Model, manifest: Manifest, half: Half) -> Iterator[
 def rounding_check(folder: Path, info: GraphInfo, half: Half, feeds: Mapping[str, Array]) -> Check:
     """Whether every value of the twin that is of 16 bits in the graph is such a number: no cast was dropped."""
     session, names = open_twin(folder, info, half, watched=True)
-    found = session.run(names, declared(session, feeds))
+    found = session.run(names, declared(session, feeds)) if names else []  # no names would be all outputs
     faults = [name for name, array in zip(names, found, strict=True) if not _is_rounded(array, half)]
     return counted(TIER, "the twin rounds every result", faults, "values", f"{len(names)} values looked at")
 
