@@ -25,6 +25,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from truecast.artifact import Check, GraphInfo
 from truecast.proof.constants import NotByRowsError, RowsOf, base_of
+from truecast.proof.experts import rounds
 from truecast.proof.held import load_graph, row_chunks
 from truecast.proof.operators import CONTRIB, Array
 from truecast.proof.reading import factor_rows, factor_scales
@@ -162,7 +163,7 @@ def takes_int8(model: ir.Model, info: GraphInfo) -> bool:
     """Whether a session of the graph as shipped may round activations to int8."""
     levels = (node.attributes.get_int("accuracy_level", 0) for node in model.graph if node.op_type == OPERATOR)
     paired = any(node.op_type == "DequantizeLinear" for node in model.graph)
-    return any(levels) or (paired and info.session_entries.get(PAIRED_KEY) != "0")
+    return any(map(rounds, model.graph)) or any(levels) or (paired and info.session_entries.get(PAIRED_KEY) != "0")
 
 
 def _factor(node: ir.Node) -> _Factor | None:
