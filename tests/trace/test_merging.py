@@ -21,7 +21,9 @@ EXPERT = "model.layers.1.mlp.experts.2.gate_proj.weight"
 
 
 @pytest.fixture(scope="module", params=["mixtral", "qwen3_moe", "phimoe"])
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, PreTrainedModel]:
+def loaded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Checkpoint, PreTrainedModel]:
     folder = tiny_checkpoint(BY_NAME[request.param], tmp_path_factory.mktemp(request.param))
     return open_checkpoint(folder), stored_model(folder)
 

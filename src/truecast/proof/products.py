@@ -109,13 +109,19 @@ class Products:
         return given, {name: np.concatenate(parts) for name, parts in zip(names, zip(*runs, strict=True), strict=True)}
 
     def _errors(self, factor: _Factor, x: Array, got: Array) -> Array:
-        """The largest error of each row of a factor's results, in parts of the row's largest."""
-        want = np.empty((len(x), factor.shape[0]), np.float32)
+        """The largest error of each row of a factor's results, in parts of the row's largest.
+
+        Where there are few results they may all be near zero by chance: they count as large as random signs make them.
+        """
+        want, longest = np.empty((len(x), factor.shape[0]), np.float32), 0.0
         for start, stop in row_chunks(factor.shape):
-            want[:, start:stop] = x @ self._weight(factor, start, stop).T
+            weight = self._weight(factor, start, stop)
+            want[:, start:stop] = x @ weight.T
+            longest = max(longest, float(np.sqrt(np.square(weight).sum(1).max())))
         if got.shape != want.shape:
             return np.full(len(x), np.inf)
-        largest = np.abs(want).max(1)
+        usual = np.sqrt(np.square(x).sum(1)) * longest / np.sqrt(x.shape[1])
+        largest = np.maximum(np.abs(want).max(1), usual)
         errors: Array = np.abs(got - want).max(1) / np.where(largest > 0, largest, 1)
         return np.nan_to_num(errors, nan=np.inf)
 
