@@ -114,7 +114,7 @@ def test_what_no_operator_does_is_refused(precision: Precision, said: str) -> No
 
 def test_zero_points_are_repeated_for_smaller_blocks() -> None:
     forms = forms_of([stacked(coded(group=32)), stacked(coded(group=16))], OWN)
-    codes, scales, zeros = whole(forms[0].binding)
+    _, scales, zeros = whole(forms[0].binding)
     assert zeros.shape == (EXPERTS, OUT, 2) and scales.shape[2] == 4
     points = np.stack((zeros & 15, zeros >> 4), -1).reshape(EXPERTS, OUT, 4)
     np.testing.assert_array_equal(points[..., 0::2], points[..., 1::2])
