@@ -31,8 +31,8 @@ from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.reference import Reference
 
 DATA = Path(__file__).parent / "data"
-FOLDERS = sorted(path.parent.name for path in DATA.glob("*/tokenizer.json"))
-"""Those of a whole model; the others are of single tensors."""
+FOLDERS = sorted(path.parent.name for path in DATA.glob("*/oracle.json") if path.with_name("tokenizer.json").exists())
+"""Those of a whole model whose weights are matrices; the others are of single tensors, or of experts."""
 WHOLE = {
     *("auto-round-awq", "auto-round-ct-nvfp4", "auto-round-fp8-blocks", "bitsandbytes-int8", "bitsandbytes-nf4-double"),
     *("compressed-tensors-integers", "gptqmodel-act-order", "gptqmodel-dynamic-head", "hqq-axis1", "quark-uint4"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.conformance.expert_cases import EXPERT_CASES
 from tests.conformance.optional_cases import OPTIONAL
 from tests.conformance.shapes import (
     DEFAULT_ROPE,
@@ -326,6 +327,6 @@ TYPE_CASES = [
     ),
 ]
 
-REQUIRED: list[Case] = [*SHAPE_CASES, *ROPE_CASES, *TYPE_CASES]
+REQUIRED: list[Case] = [*SHAPE_CASES, *ROPE_CASES, *TYPE_CASES, *EXPERT_CASES]
 CASES: list[Case] = [*REQUIRED, *OPTIONAL]
 BY_NAME: dict[str, Case] = {case.name: case for case in CASES}

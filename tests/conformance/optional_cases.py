@@ -1,4 +1,4 @@
-"""Types nobody has promised: mixtures of experts, latent attention, state spaces, and models with their own attention.
+"""Types nobody has promised: latent attention, state spaces, and models with their own attention.
 
 They are tried and the table says what happened, so that it is known, and seen to change, what works beyond the promise.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.conformance.expert_cases import LOCAL_EXPERTS
 from tests.conformance.shapes import EPSILON, FULL, SHAPE, SLIDING, WINDOW, rope
 from tests.tiny import END_TOKEN_ID, Case
 
-EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-LOCAL_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 GPT: dict[str, Any] = {
     "vocab_size": 320,
     "n_positions": 128,
@@ -80,29 +79,7 @@ OWN_ATTENTION = [
 ]
 
 MIXTURES = [
-    optional("mixtral", "MixtralConfig", SHAPE | LOCAL_EXPERTS),
-    optional("qwen2_moe", "Qwen2MoeConfig", SHAPE | EXPERTS | {"shared_expert_intermediate_size": 48}),
-    optional("qwen3_moe", "Qwen3MoeConfig", SHAPE | EXPERTS | {"head_dim": 16}),
-    optional("olmoe", "OlmoeConfig", SHAPE | EXPERTS),
-    optional("granitemoe", "GraniteMoeConfig", SHAPE | LOCAL_EXPERTS | {"attention_multiplier": 0.3}),
     optional("phimoe", "PhimoeConfig", SHAPE | LOCAL_EXPERTS),
-    optional(
-        "gpt_oss",
-        "GptOssConfig",
-        SHAPE
-        | LOCAL_EXPERTS
-        | {
-            "head_dim": 16,
-            "sliding_window": WINDOW,
-            "layer_types": [SLIDING, FULL],
-            "rope_parameters": rope("yarn", factor=4.0, original_max_position_embeddings=32, truncate=False),
-        },
-    ),
-    optional(
-        "dots1",
-        "Dots1Config",
-        SHAPE | {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
-    ),
     optional(
         "deepseek_v3",
         "DeepseekV3Config",

@@ -18,6 +18,7 @@ PROMISED_TYPES = [
     *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "smollm3"),
     *("olmo", "olmo2", "olmo3", "granite", "cohere", "cohere2", "stablelm", "starcoder2", "gpt2", "gpt_neox", "opt"),
     *("glm", "glm4", "nemotron", "helium", "exaone4", "seed_oss", "hunyuan_v1_dense", "ernie4_5", "arcee", "apertus"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "dots1"),
 ]
 
 LEAST_LOGIT_STD = 0.1

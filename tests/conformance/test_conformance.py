@@ -53,7 +53,9 @@ def test_export_is_proven(case: Case, precision: str, tmp_path: Path, outcomes: 
         assert precision != "fp32" or agreement.error < LARGEST_ERROR
 
 
-@pytest.mark.parametrize("name", ["gemma2", "llama_rope_dynamic", "phi3_longrope", "granite", "olmo"])
+@pytest.mark.parametrize(
+    "name", ["gemma2", "llama_rope_dynamic", "phi3_longrope", "granite", "olmo", "qwen3_moe", "gpt_oss"]
+)
 def test_the_second_opinion_notices_every_hazard(name: str, tmp_path: Path) -> None:
     case = BY_NAME[name]
     assert attempt(case, "fp32", tmp_path).proven

@@ -70,6 +70,12 @@ class StoredTensor:
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether it is stored as codes: by its encoding, or by its parts, of which those of a stack may be floats."""
+        coded = (part.dtype.kind in "iub" or part.dtype.itemsize < 2 for part in self.parts)
+        return self.encoding is not None or any(coded)
+
+    @property
     def nbytes(self) -> int:
         """Bytes on disk, all parts together."""
         return sum(part.nbytes for part in self.parts) or self.location.length

@@ -59,10 +59,10 @@ def joined(readers: Sequence[Reader], counts: Sequence[int]) -> Reader:
     ends = np.cumsum(counts)
 
     def read(start: int, stop: int) -> Array:
-        pieces = []
-        first = int(np.searchsorted(ends, start, side="right"))
-        last = max(int(np.searchsorted(ends, stop, side="left")), first)
-        for index in range(first, min(last, len(counts) - 1) + 1):
+        pieces, end = [], len(counts) - 1
+        first = min(int(np.searchsorted(ends, start, side="right")), end)
+        last = min(max(int(np.searchsorted(ends, stop, side="left")), first), end)
+        for index in range(first, last + 1):
             begin = int(ends[index]) - counts[index]
             pieces.append(readers[index](max(start - begin, 0), min(stop - begin, counts[index])))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

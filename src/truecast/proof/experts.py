@@ -6,11 +6,12 @@ experts, [experts, out, in].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from truecast.dialects.expand import CONTRIB, NodeWriter, finish
 from truecast.proof.constants import NotByRowsError, RowsOf, rows_of
 from truecast.proof.operators import BYTE_BITS, Array, dequantize
 from truecast.proof.table import Quantization, Stack, Table
@@ -50,13 +51,23 @@ def product_table(node: ir.Node) -> tuple[ir.Value, Table] | None:
     return swap.inputs[0], _floats(swap.inputs[0], Stack(turns=False))
 
 
+def feeds_experts(node: ir.Node) -> bool:
+    """Whether MoE reads what a node gives, as one of its weights."""
+    return any(use.node.op_type == "MoE" for use in node.outputs[0].uses())
+
+
 def input_of(node: ir.Node, place: int) -> ir.Value | None:
     """An input, None where it is left out."""
     return node.inputs[place] if place < len(node.inputs) else None
 
 
 def _floats(value: ir.Value, stack: Stack) -> Table:
-    """Values, or codes that the graph decodes when it is loaded."""
+    """Values, or codes that the graph decodes, when it is loaded or as `float_experts` has it."""
+    decoder = value.producer()
+    if decoder is not None and decoder.op_type == "DequantizeLinear":
+        codes, scales, zeros = decoder.inputs
+        points = None if zeros is None or not zeros.is_initializer() else zeros
+        return _table([codes, scales, points], BYTE_BITS, decoder.attributes["block_size"].as_int(), stack)
     read = rows_of(value)
     first = read(0, 1)
     return Table((_experts(value), *first.shape[1:]), read, first.dtype, _decoder(value), stack)
@@ -119,12 +130,17 @@ def _ends_of(scaled: ir.Node, bits: int) -> tuple[RowsOf, RowsOf]:
 
 def coded_table(node: ir.Node, number: int, stack: Stack) -> Table:
     """The weight of the first or the second product of QMoE."""
-    places = [input_of(node, place) for place in CODE_PLACES[number]]
-    if places[0] is None or places[1] is None:
-        raise NotByRowsError(node.op_type)
-    codes, scales = rows_of(places[0]), rows_of(places[1])
-    zeros = None if places[3] is None else rows_of(places[3])
-    bits, block = code_bits(node, number), node.attributes["block_size"].as_int()
+    codes, scales, _, zeros = (input_of(node, place) for place in CODE_PLACES[number])
+    bits, block = (node.attributes[name].as_int() for name in ("expert_weight_bits", "block_size"))
+    return _table([codes, scales, zeros], bits, block, stack)
+
+
+def _table(operands: Sequence[ir.Value | None], bits: int, block: int, stack: Stack) -> Table:
+    """Codes, scales and zero points as a weight."""
+    if operands[0] is None or operands[1] is None:
+        raise NotByRowsError("codes without scales")
+    codes, scales = rows_of(operands[0]), rows_of(operands[1])
+    zeros = None if len(operands) < 3 or operands[2] is None else rows_of(operands[2])
 
     def whole(codes: RowsOf) -> RowsOf:
         return lambda start, stop: _decoded(
@@ -132,18 +148,10 @@ def coded_table(node: ir.Node, number: int, stack: Stack) -> Table:
         )
 
     first = whole(codes)(0, 1)
-    ends = None
-    if zeros is not None:
-        ends = tuple(whole(_filled(codes, byte)) for byte in (0, 255))
-    shape = (_experts(places[0]), *first.shape[1:])
-    quantization = Quantization(bits, block, ends=None if ends is None else (ends[0], ends[1]))
+    ends = None if zeros is None else (whole(_filled(codes, 0)), whole(_filled(codes, 255)))
+    shape = (_experts(operands[0]), *first.shape[1:])
+    quantization = Quantization(bits, block, ends=ends)
     return Table(shape, whole(codes), scales(0, 1).dtype, quantization, stack)
-
-
-def code_bits(node: ir.Node, number: int) -> int:
-    """Bits of the codes of the first or the second product."""
-    common = node.attributes.get_int("expert_weight_bits", 4)
-    return node.attributes.get_int(f"fc{number + 1}_expert_weight_bits", common)
 
 
 def _filled(codes: RowsOf, byte: int) -> Callable[[int, int], Array]:
@@ -157,3 +165,47 @@ def _decoded(codes: Array, scales: Array, zeros: Array | None, bits: int, block:
     return dequantize(codes.reshape(rows, -1), scales.reshape(rows, -1), bits, block, width, points).reshape(
         experts, outputs, width
     )
+
+
+INT8_LEVEL = 4
+"""QMoE's accuracy level at which its kernels for 4 bits round what products take to int8."""
+
+
+def rounds(node: ir.Node) -> bool:
+    """Whether a kernel of QMoE takes int8 activations: with 8 bits always (operator schema, ONNX Runtime 1.31)."""
+    level, bits = node.attributes.get_int("accuracy_level", 0), node.attributes.get_int("expert_weight_bits", 4)
+    return node.op_type == "QMoE" and (bits == BYTE_BITS or level == INT8_LEVEL)
+
+
+def float_experts(model: ir.Model) -> None:
+    """Makes the products of every QMoE take floats: of 8 bits, by a MoE whose weights are decoded at every run."""
+    for node in [node for node in model.graph if node.op_type == "QMoE"]:
+        if node.attributes.get_int("expert_weight_bits", 4) != BYTE_BITS:
+            node.attributes.add(ir.AttrInt64("accuracy_level", 0))
+            continue
+        write = NodeWriter(node)
+        weights, biases = [], []
+        for codes, scales, bias, zeros in CODE_PLACES:
+            weights.append(_decode(write, node, (codes, scales, zeros)))
+            biases.append(input_of(node, bias))
+        kept = {name: a.value for name, a in node.attributes.items() if name not in OF_CODES}
+        inputs = [*node.inputs[:2], weights[0], biases[0], weights[1], biases[1]]
+        name = node.outputs[0].name
+        result = write.op("MoE", inputs, kept, domain=CONTRIB)
+        result.producer().name = node.name  # type: ignore[union-attr]
+        finish(node, result)
+        result.name = name
+
+
+OF_CODES = frozenset({"expert_weight_bits", "block_size", "accuracy_level"})
+"""Attributes of QMoE that MoE has not."""
+
+
+def _decode(write: NodeWriter, node: ir.Node, places: Sequence[int]) -> ir.Value:
+    codes, scales, zeros = (input_of(node, place) for place in places)
+    assert scales is not None
+    if zeros is None:
+        middle = write.scalar(1 << (BYTE_BITS - 1), ir.DataType.UINT8)
+        zeros = write.op("Expand", [middle, write.op("Shape", [scales])])
+    attributes = {"axis": 2, "block_size": node.attributes["block_size"].as_int()}
+    return write.op("DequantizeLinear", [codes, scales, zeros], attributes)

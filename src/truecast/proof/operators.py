@@ -7,6 +7,7 @@ operators itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,124 @@ class MatMulNBits(OpRun):
         weight = dequantize(b, scales.reshape(n, -1), bits, block, k, zeros)
         y = x.astype(np.float32) @ weight.T
         return (np.asarray(y if bias is None else y + bias, x.dtype),)
+
+
+def shares(logits: Array, chosen: int, normalize: bool) -> Array:
+    """What MoE weighs experts with, [tokens, experts]: their softmax, 0 for all but the `chosen` largest.
+
+    With `normalize`, divided by their sum.
+    """
+    weights = np.exp(logits.astype(np.float32) - logits.max(1, keepdims=True).astype(np.float32))
+    weights /= weights.sum(1, keepdims=True)
+    left_out = np.argsort(-weights, axis=1, kind="stable")[:, chosen:]
+    np.put_along_axis(weights, left_out, 0, axis=1)
+    result: Array = weights / weights.sum(1, keepdims=True) if normalize else weights
+    return result
+
+
+def activated(x: Array, attributes: Mapping[str, Any]) -> Array:
+    """The activation between MoE's products, float32; swiglu's rows of gate and linear part take turns."""
+    kind = attributes["activation_type"]
+    kind = kind.decode() if isinstance(kind, bytes) else kind
+    if kind == "identity":
+        return x
+    if kind == "relu":
+        return np.maximum(x, 0)
+    if kind == "silu":
+        return np.asarray(x * sigmoid(x))
+    if kind != "swiglu" or not attributes.get("swiglu_fusion") == 1:
+        raise NotImplementedError(kind)
+    gate, linear = x[:, 0::2], x[:, 1::2]
+    if limit := attributes.get("swiglu_limit"):
+        gate, linear = np.minimum(gate, np.float32(limit)), np.clip(linear, np.float32(-limit), np.float32(limit))
+    alpha, beta = (np.float32(attributes[f"activation_{name}"]) for name in ("alpha", "beta"))
+    return np.asarray(gate * sigmoid(alpha * gate) * (linear + beta))
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), without overflow."""
+    small = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, 1, small) / (1 + small), np.float32)
+
+
+def rounded(x: Array, block: int) -> Array:
+    """x [rows, width] as products with int8 activations take it: 127 steps for the largest of each block."""
+    blocks = x.reshape(len(x), -1, block)
+    step = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        codes = np.where(step > 0, np.rint(blocks * (np.float32(1) / step)), 0)
+    result: Array = (codes * step).astype(np.float32).reshape(x.shape)
+    return result
+
+
+Expert = tuple[Array, Array | None, Array, Array | None]
+"""Weight [inner, width] and bias of the first product of one expert, weight [width, inner] and bias of the second."""
+
+
+def mixture(
+    x: Array, weights: Array, expert: Callable[[int], Expert], attributes: Mapping[str, Any], block: int = 0
+) -> Array:
+    """What MoE and QMoE compute, float32 [tokens, width].
+
+    Args:
+        x: float32 [tokens, width].
+        weights: [tokens, experts], 0 where an expert was not chosen.
+        expert: the weights of one expert.
+        attributes: of the node.
+        block: weights per scale where the kernel rounds what products take to int8, else 0.
+    """
+    result = np.zeros_like(x)
+    for number in np.flatnonzero(weights.any(0)):
+        rows = np.flatnonzero(weights[:, number])
+        first, first_bias, second, second_bias = expert(int(number))
+        inner = (rounded(x[rows], block) if block else x[rows]) @ first.T
+        inner = activated(inner if first_bias is None else inner + first_bias, attributes)
+        out = (rounded(inner, block) if block else inner) @ second.T
+        result[rows] += weights[rows, number, None] * (out if second_bias is None else out + second_bias)
+    return result
+
+
+class MoE(OpRun):
+    """Experts with weights of floats."""
+
+    op_domain = CONTRIB
+
+    def _run(self, x: Array, logits: Array, first: Array, *rest: Array | None, **attributes: Any) -> tuple[Array]:
+        bias, second, last_bias = [*rest, None][:3]
+        assert second is not None
+
+        def expert(number: int) -> Expert:
+            biases = [None if b is None else b[number].astype(np.float32) for b in (bias, last_bias)]
+            return first[number].astype(np.float32), biases[0], second[number].astype(np.float32), biases[1]
+
+        weights = shares(logits, int(attributes["k"]), bool(attributes.get("normalize_routing_weights")))
+        flat = x.reshape(-1, x.shape[-1]).astype(np.float32)
+        return (mixture(flat, weights, expert, attributes).reshape(x.shape).astype(x.dtype),)
+
+
+class QMoE(OpRun):
+    """Experts with weights of codes, products of floats."""
+
+    op_domain = CONTRIB
+
+    def _run(self, x: Array, logits: Array, *rest: Array | None, **attributes: Any) -> tuple[Array]:
+        given = [*rest, *(None,) * 11][:11]
+        bits, block = int(attributes["expert_weight_bits"]), int(attributes["block_size"])
+
+        def weight(number: int, codes: Array, scales: Array, zeros: Array | None) -> Array:
+            width = codes.shape[2] * BYTE_BITS // bits
+            return dequantize(
+                codes[number], scales[number], bits, block, width, None if zeros is None else zeros[number]
+            )
+
+        def expert(number: int) -> Expert:
+            biases = [None if given[i] is None else given[i][number].astype(np.float32) for i in (2, 5)]  # type: ignore[index]
+            first, second = (weight(number, given[i], given[i + 1], given[z]) for i, z in ((0, 9), (3, 10)))  # type: ignore[arg-type]
+            return first, biases[0], second, biases[1]
+
+        weights = shares(logits, int(attributes["k"]), bool(attributes.get("normalize_routing_weights")))
+        flat = x.reshape(-1, x.shape[-1]).astype(np.float32)
+        return (mixture(flat, weights, expert, attributes).reshape(x.shape).astype(x.dtype),)
 
 
 class GatherBlockQuantized(OpRun):
@@ -223,6 +342,8 @@ def attend(
 EVALUATED = (
     MatMulBnb4,
     MatMulNBits,
+    MoE,
+    QMoE,
     GatherBlockQuantized,
     FusedMatMul,
     SimplifiedLayerNormalization,

@@ -25,6 +25,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from truecast.artifact import Check, GraphInfo
 from truecast.proof.constants import NotByRowsError, RowsOf, base_of
+from truecast.proof.experts import rounds
 from truecast.proof.held import load_graph, row_chunks
 from truecast.proof.operators import CONTRIB, Array
 from truecast.proof.reading import factor_rows, factor_scales
@@ -108,13 +109,19 @@ class Products:
         return given, {name: np.concatenate(parts) for name, parts in zip(names, zip(*runs, strict=True), strict=True)}
 
     def _errors(self, factor: _Factor, x: Array, got: Array) -> Array:
-        """The largest error of each row of a factor's results, in parts of the row's largest."""
-        want = np.empty((len(x), factor.shape[0]), np.float32)
+        """The largest error of each row of a factor's results, in parts of the row's largest.
+
+        Where there are few results they may all be near zero by chance: they count as large as random signs make them.
+        """
+        want, longest = np.empty((len(x), factor.shape[0]), np.float32), 0.0
         for start, stop in row_chunks(factor.shape):
-            want[:, start:stop] = x @ self._weight(factor, start, stop).T
+            weight = self._weight(factor, start, stop)
+            want[:, start:stop] = x @ weight.T
+            longest = max(longest, float(np.sqrt(np.square(weight).sum(1).max())))
         if got.shape != want.shape:
             return np.full(len(x), np.inf)
-        largest = np.abs(want).max(1)
+        usual = np.sqrt(np.square(x).sum(1)) * longest / np.sqrt(x.shape[1])
+        largest = np.maximum(np.abs(want).max(1), usual)
         errors: Array = np.abs(got - want).max(1) / np.where(largest > 0, largest, 1)
         return np.nan_to_num(errors, nan=np.inf)
 
@@ -162,7 +169,7 @@ def takes_int8(model: ir.Model, info: GraphInfo) -> bool:
     """Whether a session of the graph as shipped may round activations to int8."""
     levels = (node.attributes.get_int("accuracy_level", 0) for node in model.graph if node.op_type == OPERATOR)
     paired = any(node.op_type == "DequantizeLinear" for node in model.graph)
-    return any(levels) or (paired and info.session_entries.get(PAIRED_KEY) != "0")
+    return any(map(rounds, model.graph)) or any(levels) or (paired and info.session_entries.get(PAIRED_KEY) != "0")
 
 
 def _factor(node: ir.Node) -> _Factor | None:

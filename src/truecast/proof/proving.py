@@ -26,6 +26,7 @@ from truecast.errors import InputError
 from truecast.measure.environment import environment
 from truecast.proof.bisect import bisect
 from truecast.proof.cache import cache_checks
+from truecast.proof.expert_kernels import expert_checks
 from truecast.proof.float_cache import coded_bits
 from truecast.proof.generation import (
     author_story,
@@ -252,6 +253,7 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
     products = Products.of(case.model, [p.detach().numpy() for p in case.reference.parameters.values()])
     rounds = case.is_quantized and takes_int8(case.model, case.manifest.graph)
     checks = products.checks(case.folder, case.manifest.graph.file) if rounds else []
+    checks += expert_checks(case.folder, case.manifest.graph.file) if rounds else []
     try:
         usual, cached, shipped = _subjects(case, products)
     except InputError as error:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.proof.constants import NotByRowsError, RowsOf, base_of, rows_of, stored_array, untransposed
-from truecast.proof.experts import OPERATORS, experts_tables, product_table
+from truecast.proof.experts import OPERATORS, experts_tables, feeds_experts, product_table
 from truecast.proof.integers import IntegerProduct, factors_of, integer_product, integer_rows
 from truecast.proof.operators import BNB_TABLES, Array, bnb4_values, dequantize
 from truecast.proof.pairs import (
@@ -51,7 +51,7 @@ def _tables_of(node: ir.Node) -> Iterator[tuple[str, Table]]:
     elif _is_integer(node):
         product = integer_product(node)
         yield _name(product.codes), _integers(product)
-    elif node.op_type == "DequantizeLinear":
+    elif node.op_type == "DequantizeLinear" and not feeds_experts(node):
         yield _name(decoder_inputs(node)[0]), _pair(node)
     elif node.op_type in OPERATORS:
         for weight, table in experts_tables(node):

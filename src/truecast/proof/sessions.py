@@ -22,6 +22,7 @@ from truecast.artifact import SAVED_NAME, GraphInfo
 from truecast.errors import InputError, TruecastError
 from truecast.halves.model import Half
 from truecast.halves.twin import make_twin
+from truecast.proof.experts import float_experts
 from truecast.proof.float_cache import coded_bits, float_info, with_float_cache
 from truecast.proof.held import load_graph
 from truecast.proof.integers import float_products
@@ -121,6 +122,13 @@ def session_of(model: ir.Model, folder: Path, *, optimize: bool = True) -> ort.I
     return _load(graph_bytes(model), options, "the changed graph")
 
 
+def session_as_written(model: ir.Model, folder: Path) -> ort.InferenceSession:
+    """The same with the products that the graph asks for."""
+    options = _options(False, True, None)
+    options.add_session_config_entry(FOLDER_KEY, str(folder.resolve()))
+    return _load(graph_bytes(model), options, "the changed graph")
+
+
 def _options(
     exact: bool, optimize: bool, threads: int | None, entries: Mapping[str, str] = NOTHING
 ) -> ort.SessionOptions:
@@ -136,6 +144,7 @@ def exact_products(model: ir.Model) -> Given:
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             node.attributes.add(ir.AttrInt64("accuracy_level", 0))
+    float_experts(model)
     float_products(model)
     return NONE_GIVEN
 

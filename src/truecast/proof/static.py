@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from truecast.artifact import Check, Manifest
 from truecast.dialects import dialect
+from truecast.proof.experts import rounds
 from truecast.proof.tally import broken, check, counted
 from truecast.runtime.providers import ASSIGNMENT_KEY, LOAD_ERRORS, PAIRED_KEY, session_options
 from truecast.trace.capture import BATCH, NEW, PAST
@@ -181,7 +182,7 @@ def activation_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
         return
     for node in model.graph:
         level = node.attributes.get("accuracy_level")
-        if level is not None and level.as_int() == INT8_LEVEL:
+        if rounds(node) or (level is not None and level.as_int() == INT8_LEVEL):
             yield f"{node.name} takes int8 activations"
         elif node.op_type == "DequantizeLinear" and manifest.graph.session_entries.get(PAIRED_KEY) != "0":
             yield f"{node.name} would become a product with int8 activations: {PAIRED_KEY} is not 0"

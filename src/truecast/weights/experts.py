@@ -123,6 +123,11 @@ def forms_of(stacks: Sequence[Stack], precision: Precision) -> list[Form]:
             f"--precision {precision.name} makes products of integers, which no operator does for experts "
             f"({stacks[0].name}); choose int8 or int4."
         )
+    if precision.dtype == ir.DataType.FLOAT16:
+        raise InputError(
+            f"--precision {precision.name} rounds the scores that choose experts ({stacks[0].name}), so that near ties "
+            "choose others and no limit could tell that from an error; choose fp32, int8 or int4."
+        )
     if precision.bits is not None and precision.method == "hqq":
         raise InputError(
             f"--method hqq adds an offset to every block, which QMoE cannot do for {stacks[0].name}; "
@@ -134,7 +139,8 @@ def forms_of(stacks: Sequence[Stack], precision: Precision) -> list[Form]:
         chosen = replace(precision, block=max(sizes)) if sizes else replace(precision, bits=None)
     found = [form_of(stack.name, stack.matrix, chosen) for stack in stacks]
     blocks = [form for form in found if isinstance(form, Blocks) and _fits(form)]
-    if len(blocks) == len(stacks) and _divides(size := min(form.block for form in blocks), stacks):
+    alike = len(blocks) == len(stacks) and len({form.bits for form in blocks}) == 1
+    if alike and _divides(size := min(form.block for form in blocks), stacks):
         return [_coded(form, stack, size, precision.dtype) for form, stack in zip(blocks, stacks, strict=True)]
     return [_floats(form, stack, precision) for form, stack in zip(found, stacks, strict=True)]
 
@@ -268,9 +274,8 @@ def _as_codes(forms: Sequence[Form], precision: Precision) -> bool:
 
 
 def _code_attributes(forms: Sequence[Form], precision: Precision) -> dict[str, int]:
-    first, second = (form for form in forms if isinstance(form, Blocks))
-    bits = {"expert_weight_bits": first.bits, "block_size": first.block, "accuracy_level": precision.accuracy_level}
-    return bits if first.bits == second.bits else bits | {"fc2_expert_weight_bits": second.bits}
+    form = next(form for form in forms if isinstance(form, Blocks))
+    return {"expert_weight_bits": form.bits, "block_size": form.block, "accuracy_level": precision.accuracy_level}
 
 
 def _operands(packer: Packer, form: Form) -> list[ir.Value | None]:

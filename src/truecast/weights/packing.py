@@ -117,7 +117,7 @@ class Packer:
         """Quantized weights that were to be kept, and that no operator holds as they are: they became floats."""
         kept = [weight for weight in self.forms if self.precision_of(weight).own]
         floats = [weight for weight in kept if not self.forms[weight].binding.own]
-        return [tensor for tensor in map(self.sources.__getitem__, floats) if tensor.encoding or tensor.parts]
+        return [tensor for tensor in map(self.sources.__getitem__, floats) if tensor.is_quantized]
 
     @property
     def tied(self) -> bool:

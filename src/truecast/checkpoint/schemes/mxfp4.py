@@ -3,17 +3,21 @@
 Data flow: `NAME_blocks` uint8 [experts, out, in / 32, 16] and `NAME_scales` uint8 [experts, out, in / 32] → `NAME`
 [experts, in, out], the orientation of the transformers parameter.
 
-The parameter is the transpose of what is stored, so its rows are no runs of codes and no encoding describes it: it is
-decoded. In bfloat16 that is exact, because a 4-bit float times a power of two has two significant bits.
+The parameter is the transpose of what is stored, so its rows are no runs of codes: it is decoded. In bfloat16 that is
+exact, because a 4-bit float times a power of two has two significant bits. What operators multiply with is what is
+stored, so `matrices` has the codes: [experts · out, in].
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 
 from truecast.checkpoint.bits import BYTE_BITS, unpack
-from truecast.checkpoint.model import Array, StoredTensor
+from truecast.checkpoint.encoding import Codebook, Factor
+from truecast.checkpoint.model import Array, Reader, StoredTensor
 from truecast.checkpoint.schemes.grids import EXPONENTS
 from truecast.checkpoint.schemes.minifloats import E2M1, MX_GROUP
 from truecast.checkpoint.schemes.model import Module, Reading, Scheme, Settings
@@ -72,7 +76,32 @@ def _experts(module: Module, weight: str) -> StoredTensor:
         location=blocks.location,
         reader=read,
         parts=(blocks, scales),
+        matrices=_matrices(module, weight, blocks, scales),
     )
+
+
+def _matrices(module: Module, weight: str, blocks: StoredTensor, scales: StoredTensor) -> StoredTensor:
+    """The matrices of all experts as they are stored, one below the other."""
+    experts, rows, groups = scales.shape
+    factor = Factor(EXPONENTS.dtype, groups, lambda start, stop: np.take(EXPONENTS, flat(scales)(start, stop)))
+    encoding = Codebook(FP4_BITS, E2M1, MX_GROUP, flat(blocks), (factor,))
+    shape = experts * rows, groups * MX_GROUP
+    stored_as = f"{NAME}, group {MX_GROUP}"
+    whole = module.encoded(encoding, shape, stored_as, codes=f"{weight}_{BLOCKS}")
+    return replace(whole, name=f"{module.name}.{weight}", parts=(blocks, scales))
+
+
+def flat(stored: StoredTensor) -> Reader:
+    """Rows of [experts, rows, …] as those of a matrix: [experts · rows, …]."""
+    rows = stored.shape[1]
+
+    def read(start: int, stop: int) -> Array:
+        first, last = start // rows, -(-stop // rows)
+        part = stored.rows(first, last)
+        whole = part.reshape(part.shape[0] * rows, -1)
+        return whole[start - first * rows : stop - first * rows]
+
+    return read
 
 
 def decode_into(result: Array, blocks: Array, scales: Array) -> None:

@@ -1,0 +1,70 @@
+"""A true gpt-oss checkpoint, its experts in MXFP4, cast as it is: transformers' own decoder says what it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+import truecast
+from tests.conformance.oracle import compare
+from truecast.artifact import Status, read_manifest
+from truecast.checkpoint import open_checkpoint
+from truecast.proof.held import held_weights, load_graph
+from truecast.proof.reference import Reference
+
+SOURCE = Path(__file__).parent / "data" / "gpt-oss-mxfp4"
+EXPERTS = "model.layers.{}.mlp.experts.{}"
+FLOAT_ERROR = 3e-4
+"""Of the logits with float activations, as a share of the largest; healthy graphs are at 2e-6."""
+INT8_COSINE = 0.99
+OPERATORS = {("onnxruntime", "int8"): "QMoE", ("onnxruntime", "float"): "MoE", ("portable", "float"): "MatMul"}
+
+
+@pytest.fixture(scope="module", params=OPERATORS, ids=lambda param: "-".join(param))
+def cast(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    target, activations = request.param
+    out = tmp_path_factory.mktemp("experts") / "out"
+    truecast.export(SOURCE, out, precision="as-is", target=target, activations=activations)
+    return out, activations, OPERATORS[request.param]
+
+
+def test_it_is_proven_with_the_checkpoints_own_codes(cast: tuple[Path, str, str]) -> None:
+    folder, activations, operator = cast
+    manifest = read_manifest(folder)
+    assert manifest.certificate.status is Status.PROVEN
+    operators = [node.op_type for node in ir.load(folder / "model.onnx").graph]
+    assert operator in operators
+    names = [EXPERTS.format(layer, part) for layer in range(2) for part in ("gate_up_proj", "down_proj")]
+    own = {source for info in manifest.weights if info.own for source in info.sources}
+    assert own == set(names)
+    checks = {check.name: check for check in manifest.certificate.checks}
+    assert checks["weights are the checkpoint's"].measured == 0
+    assert ("kernels of the experts" in checks) == (activations == "int8" and operator == "QMoE")
+
+
+def test_every_weight_is_what_transformers_decodes(cast: tuple[Path, str, str]) -> None:
+    folder, _, _ = cast
+    stored = load_file(SOURCE / "model.safetensors")
+    reference = Reference.build(open_checkpoint(SOURCE))
+    held = held_weights(load_graph(folder, "model.onnx"), read_manifest(folder).weights, reference.sources)
+    reference.load_held(held)
+    for layer in range(2):
+        for part in ("gate_up_proj", "down_proj"):
+            name = EXPERTS.format(layer, part)
+            decoded = convert_moe_packed_tensors(stored[f"{name}_blocks"], stored[f"{name}_scales"])
+            assert torch.equal(reference.model.get_parameter(name), decoded.float())
+
+
+def test_the_logits_are_those_of_transformers_own_loader(cast: tuple[Path, str, str]) -> None:
+    folder, activations, _ = cast
+    model = AutoModelForCausalLM.from_pretrained(SOURCE, dtype=torch.float32).eval()
+    agreement = compare(folder, model)
+    assert agreement.cosine > INT8_COSINE
+    if activations == "float":
+        assert agreement.error < FLOAT_ERROR
