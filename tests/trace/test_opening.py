@@ -155,7 +155,7 @@ def test_a_task_that_the_model_has_no_class_for_is_refused(tmp_path: Path) -> No
 )
 def test_a_head_is_not_taken_for_another_tasks(name: str, task: str, folder: Path) -> None:
     checkpoint = Checkpoint(folder, "safetensors", {"architectures": [name]}, {}, {})
-    with pytest.raises(InputError, match=f"is a {name}, whose head is not one for {task}; leave --task out, or take"):
+    with pytest.raises(InputError, match=f"^A {name}, as .* says it is, has no head for {task}; leave --task out, or"):
         chosen_task(checkpoint, task)
     assert chosen_task(checkpoint, "feature-extraction") == "feature-extraction"
     assert chosen_task(checkpoint, None) == task_of(checkpoint)

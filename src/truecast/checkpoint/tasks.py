@@ -68,7 +68,7 @@ def chosen_task(checkpoint: Checkpoint, asked: str | None) -> str:
     other = [name for name in _classes(checkpoint) if not _may_do(name, asked)]
     if other and asked != task_of(checkpoint):
         raise InputError(
-            f"{checkpoint.path} is a {other[0]}, whose head is not one for {asked}; "
+            f"A {other[0]}, as {checkpoint.path} says it is, has no head for {asked}; "
             f"leave --task out, or take the model without its head with --task {FEATURES}."
         )
     return asked

@@ -10,6 +10,7 @@ nodes of 261 from the whole one (Gemm between Reshapes) and 225 without the weig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -115,7 +116,7 @@ def cleaned(model: ir.Model, name: str) -> Cleaned:
             f"{cleaner.package} {release} cannot rewrite this graph ({reason}); choose another --clean-up, or {NONE}."
         ) from error
     _give_back(result, weights)
-    _constants_as_nodes(result.graph)
+    _constants_as_nodes(result.graph, set(model.graph.initializers))
     forget_inner_shapes(result.graph)
     canonical(result)
     record = {"library": cleaner.package, "version": release}
@@ -148,11 +149,11 @@ def _give_back(model: ir.Model, weights: Mapping[str, ir.Value]) -> None:
         model.graph.initializers.add(value)
 
 
-def _constants_as_nodes(graph: ir.Graph) -> None:
-    """Small constants become nodes, as everywhere in truecast's graphs; libraries keep them as initializers."""
+def _constants_as_nodes(graph: ir.Graph, known: AbstractSet[str]) -> None:
+    """Small constants become nodes, as they were; initializers that were there before, `known`, stay what they are."""
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > LARGEST_FOLDED:
+        if name in known or tensor is None or tensor.nbytes > LARGEST_FOLDED:
             continue
         node = ir.node("Constant", [], {"value": tensor})
         graph.insert_before(graph[0], node)
