@@ -23,7 +23,9 @@ VALUES = "weights are the checkpoint's"
 EXACT = "exact products against the original with these weights"
 LEVELS = "activations as in the manifest"
 
-UP = "model.layers.{}.mlp.up_proj"
+DOWN = "model.layers.{}.mlp.down_proj"
+OUT = "model.layers.{}.self_attn.o_proj"
+"""A product with offsets in every layer of `OFFSETS`, and one that stays by itself."""
 
 Change = Callable[[np.ndarray], None]
 
@@ -120,38 +122,38 @@ def swap_keys_and_values(model: ir.Model) -> None:
 
 
 def leave_out_offsets(model: ir.Model) -> None:
-    total, product = (node_of(model, name) for name in (UP.format(1), f"{UP.format(1)}.product"))
+    total, product = (node_of(model, name) for name in (OUT.format(1), f"{OUT.format(1)}.product"))
     ir.convenience.replace_all_uses_with(total.outputs[0], product.outputs[0])
     model.graph.remove(total, safe=True)
 
 
 def int8_activations(model: ir.Model) -> None:
-    node_of(model, UP.format(1)).attributes.add(ir.AttrInt64("accuracy_level", 4))
+    node_of(model, DOWN.format(1)).attributes.add(ir.AttrInt64("accuracy_level", 4))
 
 
 PLANTS = [
     Plant(
         "a flipped bit of one code",
         ORDERED,
-        in_data(f"{UP.format(1)}.weight.codes", flip(37, 0x10)),
+        in_data(f"{DOWN.format(1)}.weight.codes", flip(37, 0x10)),
         1,
-        UP.format(1),
-        f"{UP.format(1)}.weight is not the checkpoint's",
+        DOWN.format(1),
+        f"{DOWN.format(1)}.weight is not the checkpoint's",
     ),
     Plant(
         "a float16 scale that is one unit off in its last place",
         ORDERED,
-        in_data(f"{UP.format(1)}.weight.scales", next_half),
+        in_data(f"{DOWN.format(1)}.weight.scales", next_half),
         1,
-        UP.format(1),
-        f"{UP.format(1)}.weight is not the checkpoint's ({UP.format(1)}.weight, row 0)",
+        DOWN.format(1),
+        f"{DOWN.format(1)}.weight is not the checkpoint's ({DOWN.format(1)}.weight, row 0)",
     ),
     Plant(
         "two columns in the wrong order",
         ORDERED,
-        in_data("column_order.6", swap_two_columns),
+        in_data("column_order.3", swap_two_columns),
         1,
-        "model.layers.1.mlp.gate_proj",
+        "model.layers.1.mlp.gate_proj+up_proj",
         "1 other weights differ too",
     ),
     Plant(
@@ -159,40 +161,40 @@ PLANTS = [
         ORDERED,
         swap_inputs(("model.layers.1/Gather_3", 1), ("model.layers.0/Gather_3", 1)),
         0,
-        "model.layers.0.mlp.gate_proj",
+        "model.layers.0.mlp.gate_proj+up_proj",
         "3 other weights differ too",
     ),
     Plant(
         "codes of another layer",
         ORDERED,
-        swap_inputs((UP.format(0), 1), (UP.format(1), 1)),
+        swap_inputs((DOWN.format(0), 1), (DOWN.format(1), 1)),
         0,
-        UP.format(0),
+        DOWN.format(0),
         "1 other weights differ too",
     ),
     Plant(
         "scales of another layer",
         ORDERED,
-        swap_inputs((UP.format(0), 2), (UP.format(1), 2)),
+        swap_inputs((DOWN.format(0), 2), (DOWN.format(1), 2)),
         0,
-        UP.format(0),
+        DOWN.format(0),
         "1 other weights differ too",
     ),
     Plant(
         "a changed zero point",
         ZEROS,
-        in_data(f"{UP.format(0)}.weight.zeros", flip(5, 1)),
+        in_data(f"{DOWN.format(0)}.weight.zeros", flip(5, 1)),
         0,
-        UP.format(0),
-        f"{UP.format(0)}.weight is not the checkpoint's ({UP.format(0)}.weight, row 5)",
+        DOWN.format(0),
+        f"{DOWN.format(0)}.weight is not the checkpoint's ({DOWN.format(0)}.weight, row 2)",
     ),
     Plant(
         "zero points left out",
         ZEROS,
-        in_graph(lambda model: node_of(model, UP.format(1)).replace_input_with(3, None)),
+        in_graph(lambda model: node_of(model, DOWN.format(1)).replace_input_with(3, None)),
         1,
-        UP.format(1),
-        f"{UP.format(1)}.weight is not the checkpoint's",
+        DOWN.format(1),
+        f"{DOWN.format(1)}.weight is not the checkpoint's",
     ),
     Plant(
         "keys and values of a merged product swapped",
@@ -207,9 +209,9 @@ PLANTS = [
     Plant(
         "offsets of another layer",
         OFFSETS,
-        swap_inputs((f"{UP.format(0)}.moved", 1), (f"{UP.format(1)}.moved", 1)),
+        swap_inputs((f"{OUT.format(0)}.moved", 1), (f"{OUT.format(1)}.moved", 1)),
         0,
-        f"{UP.format(0)}.product",
+        f"{OUT.format(0)}.product",
         "1 other weights differ too",
     ),
     Plant(
@@ -217,8 +219,8 @@ PLANTS = [
         OFFSETS,
         in_graph(leave_out_offsets),
         1,
-        f"{UP.format(1)}.product",
-        f"{UP.format(1)}.weight is not the checkpoint's",
+        f"{OUT.format(1)}.product",
+        f"{OUT.format(1)}.weight is not the checkpoint's",
     ),
     Plant(
         "one bit of a float8 number",
@@ -239,18 +241,18 @@ PLANTS = [
     Plant(
         "the table of FP4 for NF4",
         NF4,
-        in_graph(lambda model: node_of(model, UP.format(0)).attributes.add(ir.AttrInt64("quant_type", 0))),
+        in_graph(lambda model: node_of(model, DOWN.format(0)).attributes.add(ir.AttrInt64("quant_type", 0))),
         0,
-        UP.format(0),
-        f"{UP.format(0)}.weight is not the checkpoint's",
+        DOWN.format(0),
+        f"{DOWN.format(0)}.weight is not the checkpoint's",
     ),
     Plant(
         "a float32 scale that is one unit off in its last place",
         NF4,
-        in_data(f"{UP.format(1)}.weight.scales", next_float),
+        in_data(f"{DOWN.format(1)}.weight.scales", next_float),
         1,
-        UP.format(1),
-        f"{UP.format(1)}.weight is not the checkpoint's ({UP.format(1)}.weight, row 0)",
+        DOWN.format(1),
+        f"{DOWN.format(1)}.weight is not the checkpoint's ({DOWN.format(1)}.weight, row 0)",
     ),
 ]
 
@@ -283,7 +285,7 @@ def test_int8_activations_that_nobody_asked_for_are_found(
     change_graph(folder, int8_activations)
     found = failed(reprove(folder))
     assert set(found) == {LEVELS}
-    assert UP.format(1) in found[LEVELS].detail
+    assert DOWN.format(1) in found[LEVELS].detail
 
 
 @pytest.mark.parametrize("checkpoint", [ORDERED, ZEROS, OFFSETS, FLOAT8, NF4, ROWS8])

@@ -141,7 +141,7 @@ def operators_of(artifact: Path, layer: str) -> Counter[str]:
     ("options", "expected"),
     [
         (LLAMA, [LLAMA_LAYER, ROTATION, {"MatMul": 7}]),
-        (LLAMA | {"precision": "int4"}, [LLAMA_LAYER, ROTATION, {"MatMulNBits": 5, "Split": 1}]),
+        (LLAMA | {"precision": "int4"}, [LLAMA_LAYER, ROTATION, {"MatMulNBits": 4, "Split": 2}]),
         ({"case": "llama", "target": "genai"}, [LLAMA_LAYER, {"MatMul": 7}]),
         (GEMMA, [GEMMA_LAYER, ROTATION, PER_HEAD_NORMS, ONE_PLUS_WEIGHT, {"MatMul": 7}]),
     ],

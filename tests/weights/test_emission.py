@@ -404,7 +404,7 @@ def test_queries_keys_and_values_that_are_alike_become_one_product(
     together = attended(drawn)
     assert kinds(together)["MatMulNBits"] == 1
     results = run_packed(together, tmp_path, feeds())
-    monkeypatch.setattr(packing, "_siblings", lambda nodes: [])
+    monkeypatch.setattr(packing, "attention_groups", lambda nodes: [])
     apart = attended(drawn)
     assert kinds(apart)["MatMulNBits"] == 3
     for got, want in zip(results, run_packed(apart, tmp_path, feeds()), strict=True):

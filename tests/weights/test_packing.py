@@ -159,7 +159,7 @@ def test_queries_keys_and_values_become_one_product() -> None:
 
 def test_one_product_gives_the_numbers_of_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = run_packed(packed(attention(), ATTENTION_ARRAYS, INT4), tmp_path, feeds())
-    monkeypatch.setattr(packing, "_siblings", lambda nodes: [])
+    monkeypatch.setattr(packing, "attention_groups", lambda nodes: [])
     apart = packed(attention(), ATTENTION_ARRAYS, INT4)
     assert kinds(apart)["MatMulNBits"] == 3
     for got, expected in zip(together, run_packed(apart, tmp_path, feeds()), strict=True):

@@ -14,6 +14,8 @@ from truecast.weights.forms import Blocks, Bnb4, Form
 class ContribEmitter:
     """MatMulNBits, MatMulBnb4, FusedMatMul and GatherBlockQuantized."""
 
+    merges_gates = True
+
     def placed(self, form: Form) -> Form:
         """See `Emitter`."""
         return form

@@ -22,7 +22,12 @@ Values = Mapping[str, ir.Value]
 
 
 class Emitter(Protocol):
-    """Products and lookups in the operators of one dialect. `operands` are codes, scales and packed zero points."""
+    """Products and lookups in the operators of one dialect. `operands` are codes, scales and packed zero points.
+
+    merges_gates: whether the two sides of a gate are faster as one product of blocks.
+    """
+
+    merges_gates: bool
 
     def placed(self, form: Form) -> Form:
         """The form with operands of the dtypes and shapes that the operators read; the bytes stay the same."""

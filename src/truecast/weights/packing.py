@@ -25,6 +25,7 @@ from truecast.weights.experts import pack_experts, pack_product
 from truecast.weights.floats import dense_binding
 from truecast.weights.forms import Blocks, Bnb4, Floats, Form, alike, form_of, stack_blocks
 from truecast.weights.integers import Quantized, Range, Seen, at_first_use, integer_product, measured, ranged
+from truecast.weights.merging import attention_groups, gates
 from truecast.weights.precision import Precision
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.sources import Sources
@@ -95,8 +96,11 @@ class Packer:
             self._embedding(node, tied)
         for node in [node for node in self.model.graph if node.op_type in EXPERTS]:
             EXPERTS[node.op_type](self, node)
-        for group in _siblings(linears):
+        for group in attention_groups(linears):
             self._merged([_Site.of(node) for node in group])
+        if self.emitter.merges_gates:
+            for group in gates(self.model.graph):
+                self._merged([_Site.of(node) for node in group], of_integers=False)
         for node in linears:
             if node.graph is not None:
                 self._linear(_Site.of(node), tied)
@@ -220,10 +224,10 @@ class Packer:
             return write.op("MatMul", [site.input, table], name=name)
         return self.emitter.product(write, site.input, table, name)
 
-    def _merged(self, sites: Sequence[_Site]) -> None:
+    def _merged(self, sites: Sequence[_Site], of_integers: bool = True) -> None:
         """Products of one input as one product, where their weights are alike; its result is split again."""
         forms = [self._form(site.weight) for site in sites]
-        integers = channels_alike(forms)
+        integers = of_integers and channels_alike(forms)
         if not integers and (not alike(forms) or len({self._level(site.weight) for site in sites}) > 1):
             return
         name = "+".join([sites[0].name, *(site.name.rpartition(".")[2] for site in sites[1:])])
@@ -350,39 +354,6 @@ def weights_of(node: ir.Node) -> list[str]:
     """The matrices that an abstract product names."""
     keys = {"Linear": ("weight",), "Experts": ("up", "down"), "ExpertProduct": ("weight",)}.get(node.op_type, ())
     return [node.attributes[key].as_string() for key in keys]
-
-
-def _siblings(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
-    """Groups of linear leaves that feed one attention operator from one input, biased alike: worth one product."""
-    groups: dict[tuple[ir.Value | None, ir.Node], list[ir.Node]] = {}
-    for node in nodes:
-        reader = _attention_of(node)
-        if reader is not None and not node.attributes["transposed"].as_int():
-            groups.setdefault((node.inputs[0], reader), []).append(node)
-    return [
-        group
-        for group in groups.values()
-        if len(group) == 3 and len({bool(node.attributes["bias"].as_string()) for node in group}) == 1
-    ]
-
-
-def _attention_of(node: ir.Node) -> ir.Node | None:
-    """The attention operator that reads this leaf, directly or through a rotation, a norm or a reshape."""
-    value = node.outputs[0]
-    while True:
-        readers = [use.node for use in value.uses()]
-        if len(readers) != 1:
-            return None
-        reader = readers[0]
-        if reader.op_type == "GroupQueryAttention":
-            return reader
-        if reader.op_type not in PER_HEAD:
-            return None
-        value = reader.outputs[0]
-
-
-PER_HEAD = frozenset({"Rotary", "RotaryEmbedding", "SimplifiedLayerNormalization", "LayerNormalization", "Reshape"})
-"""Operators between a projection and attention that leave the heads where they are."""
 
 
 def _module(weight: str) -> str:

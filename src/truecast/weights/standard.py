@@ -32,6 +32,8 @@ UINT8 = ir.DataType.UINT8
 class StandardEmitter:
     """DequantizeLinear, MatMul and Gather; codes of 2 bits become 4 when the graph is loaded."""
 
+    merges_gates = False
+
     def placed(self, form: Form) -> Form:
         """See `Emitter`."""
         if isinstance(form, Bnb4):
