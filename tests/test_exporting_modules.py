@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 import truecast
-from tests.encoders import LABELS, LAYERS_DYNAMIC, Layers, Recurrent, classifier, layers_examples, sentences
+from tests.encoders import LABELS, LAYERS_DYNAMIC, Layers, Massive, Recurrent, classifier, layers_examples, sentences
 from tests.traces import traced_once
 from truecast import exporting_modules
 from truecast.artifact import Certificate, Check, Status
@@ -151,6 +151,27 @@ class TestAModuleInMemory:
         assert made.manifest.certificate.status is Status.PROVEN
         assert layers.linear.weight.dtype is torch.float32
 
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ({"keep": ["linear=fp32"]}, "--keep does not go with bf16"),
+            ({"save_optimized": True}, "--save-optimized rewrites the graph for this machine, whose processor has no"),
+            ({"provider": "openvino"}, "bf16 is known in kernels of cuda or tensorrt only, not of openvino"),
+        ],
+    )
+    def test_what_does_not_go_with_bfloat16_is_refused(
+        self, layers: Layers, tmp_path: Path, options: dict[str, Any], sentence: str
+    ) -> None:
+        given = {"example_inputs": layers_examples(), "precision": "bf16"}
+        assert sentence in refusal(tmp_path, layers, **given, **options)
+
+    def test_the_graph_that_is_saved_for_this_machine_has_the_islands(self, tmp_path: Path) -> None:
+        made = truecast.export(
+            Massive(6e4), tmp_path / "out", precision="fp16", example_inputs=torch.randn(4, 8), save_optimized=True
+        )
+        passed = {check.name for check in made.manifest.certificate.checks if check.passed}
+        assert "as saved against the original with these weights, output" in passed
+
 
 class TestALoop:
     def test_a_recurrent_layer_is_proven_for_any_batch(self, tmp_path: Path) -> None:
@@ -244,7 +265,7 @@ class TestAFolder:
         assert again.status is Status.FAILED
         assert {"files of the source", "weights are the checkpoint's"} <= failed
 
-    @pytest.mark.parametrize("precision", ["fp16", "int4"])
+    @pytest.mark.parametrize("precision", ["fp16", "bf16", "int4"])
     def test_it_is_proven_in_other_precisions(self, source: Path, precision: str, tmp_path: Path) -> None:
         made = truecast.export(source, tmp_path / "out", precision=precision)
         assert made.manifest.certificate.status is Status.PROVEN

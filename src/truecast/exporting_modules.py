@@ -45,7 +45,7 @@ from truecast.trace.cleaners import NONE, cleaned
 from truecast.trace.interface import forget_inner_shapes
 from truecast.trace.module import ModuleTrace, trace_module
 from truecast.trace.naming import canonical
-from truecast.trace.opening import ModuleSource, open_author
+from truecast.trace.opening import HALF_DTYPES, ModuleSource, open_author
 from truecast.trace.outputs import drop_outputs
 from truecast.trace.torchscript import LATEST, trace_torchscript
 from truecast.weights.adopting import adopt_products
@@ -56,8 +56,6 @@ from truecast.weights.packing import Packer
 from truecast.weights.precision import STATIC
 from truecast.weights.sources import Sources
 
-DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
-"""What a graph computes in; float32 for every other precision."""
 __all__ = ["ModuleSource", "export_module"]
 
 OTHER_TASK = "of another task's head, which this one leaves out"
@@ -131,7 +129,7 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     target = find_target(request.target)
     report("trace", 0, 1)
     recorded = request.exporter == "torchscript"
-    author, checkpoint = open_author(source, DTYPES.get(request.precision, torch.float32), fake=not recorded)
+    author, checkpoint = open_author(source, HALF_DTYPES.get(request.precision, torch.float32), fake=not recorded)
     operators = dialect(target.dialect, request.opset)
     trace = trace_torchscript(author, request.opset or LATEST) if recorded else trace_module(author, operators)
     report("trace", 1, 1)

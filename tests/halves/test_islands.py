@@ -147,6 +147,10 @@ class TestKernels:
     def test_others_have_none(self, kind: str, reason: str) -> None:
         assert self.made([node(kind, ["a"], "b")]) == {"b": reason}
 
+    def test_what_becomes_a_cast_needs_none(self) -> None:
+        nodes = [node("Cast", ["x"], "a", to=BF16), node("CastLike", ["x", "a"], "b"), node("Add", ["a", "b"], "c")]
+        assert without_kernel(loaded(graph([*nodes, node("Cast", ["c"], "y", to=WIDE)])), BF) == {}
+
     @pytest.mark.parametrize(("opset", "found"), [(21, {"b": "Sin-7 does not take bfloat16"}), (22, {})])
     def test_a_newer_opset_may_take_what_an_older_one_does_not(self, opset: int, found: dict[str, str]) -> None:
         assert self.made([node("Sin", ["a"], "b")], opset) == found

@@ -135,6 +135,12 @@ def no_island(model: ir.Model) -> None:
     ir.convenience.replace_all_uses_with(back.outputs[0], node.outputs[0])
 
 
+def not_cast_back(model: ir.Model) -> None:
+    """What the batch norm gives in float32, added to bfloat16."""
+    back = next(use.node for use in node_of(model, "BatchNormalization_1").outputs[0].uses())
+    ir.convenience.replace_all_uses_with(back.outputs[0], back.inputs[0])
+
+
 def rougher(model: ir.Model) -> None:
     """A result rounded to 2 bits of fraction on the way."""
     node = next(node for node in model.graph if node.op_type == "Gelu")
@@ -188,6 +194,8 @@ PLANTS = [
     ),
     Plant("an island without its casts", "bf16", in_graph(no_island), "kernels", "BatchNormalization-15"),
     Plant("the same", "bf16", in_graph(no_island), "float32 islands as in the manifest", "BatchNormalization_1"),
+    Plant("two dtypes in one node", "bf16", in_graph(not_cast_back), "dtypes that the operators take", "bfloat16"),
+    Plant("the same", "bf16", in_graph(not_cast_back), "onnx.checker, with inference of types", "nference"),
     Plant("a result rounded further", "bf16", in_graph(rougher), ERROR.format("bfloat16")),
     Plant("an activation left out", "bf16", in_graph(swapped), ERROR.format("bfloat16")),
     Plant("an overflow on the way", "fp16", in_graph(far_and_back), f"{TWIN} runs", "NaN or infinity"),

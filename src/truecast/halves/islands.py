@@ -15,7 +15,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from truecast.halves.model import Half
-from truecast.halves.nodes import WIDE, all_nodes, cast_behind, dtypes, read_instead
+from truecast.halves.nodes import WIDE, all_nodes, cast_behind, dtypes, give_instead, read_instead
 
 
 def keep_float32(model: ir.Model, half: Half, names: Collection[str], wide: Collection[str] = ()) -> None:
@@ -62,17 +62,7 @@ def _narrow_again(model: ir.Model, half: Half, value: ir.Value, inside: Collecti
     for node, index in outside:
         node.replace_input_with(index, small)
     if given:
-        _give_instead(value, small)
-
-
-def _give_instead(value: ir.Value, by: ir.Value) -> None:
-    producer = value.producer()
-    assert producer is not None and producer.graph is not None
-    outputs = producer.graph.outputs
-    for index, output in enumerate(outputs):
-        if output is value:
-            by.name, value.name = value.name, by.name
-            outputs[index] = by
+        give_instead(value, small)
 
 
 def float32_ends(model: ir.Model, half: Half) -> None:
@@ -81,14 +71,8 @@ def float32_ends(model: ir.Model, half: Half) -> None:
         if value.dtype is half.dtype:
             value.type = ir.TensorType(WIDE)
             small = cast_behind(model, value, half.dtype, f"{value.name}.{half.name}")
-            read_instead(value, small, _producer(small))
+            read_instead(value, small)
     for value in list(model.graph.outputs):
         if value.dtype is half.dtype:
             wide = cast_behind(model, value, WIDE, f"{value.name}.float32")
-            _give_instead(value, wide)
-
-
-def _producer(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    assert node is not None
-    return node
+            give_instead(value, wide)

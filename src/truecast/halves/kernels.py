@@ -8,9 +8,13 @@ import onnx_ir as ir
 
 from truecast.diagnosis.inference import Types, forbidden_dtypes, node_types, type_name
 from truecast.diagnosis.kernels import Kernels, tables_for
+from truecast.diagnosis.placement import RENAMED
 from truecast.diagnosis.schemas import Schema, find_schema, standard
 from truecast.halves.model import Half
 from truecast.halves.nodes import all_nodes, dtypes
+
+ELSEWHERE = RENAMED | {"Constant"}
+"""Operators that no provider needs a kernel for: ONNX Runtime makes others, or initializers, of them."""
 
 
 def without_kernel(model: ir.Model, half: Half) -> dict[str, str]:
@@ -21,7 +25,7 @@ def without_kernel(model: ir.Model, half: Half) -> dict[str, str]:
     table = table_of(half)
     found = {}
     for node in nodes:
-        if node.op_type == "Constant" or not any(types.get(value) is half.dtype for value in _ends(node)):
+        if node.op_type in ELSEWHERE or not any(types.get(value) is half.dtype for value in _ends(node)):
             continue
         schema = find_schema(node, opsets)
         reason = f"{node.op_type} is not known" if schema is None else _reason(node, schema, types, table, half)

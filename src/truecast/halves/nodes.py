@@ -44,15 +44,26 @@ def cast_behind(model: ir.Model, value: ir.Value, dtype: ir.DataType, name: str)
     return result
 
 
-def read_instead(value: ir.Value, by: ir.Value, spared: ir.Node) -> None:
-    """Whoever reads `value` reads `by`, as an output of the graph under its name; `spared` goes on reading `value`."""
+def producer_of(value: ir.Value) -> ir.Node:
+    """The node that gives a value, which has one."""
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def read_instead(value: ir.Value, by: ir.Value) -> None:
+    """Whoever reads `value` reads `by`, which is made of it, and so does the graph where it is an output."""
     for node, index in list(value.uses()):
-        if node is not spared:
+        if node is not by.producer():
             node.replace_input_with(index, by)
-    graphs = [value.producer().graph] if value.producer() is not None else []  # type: ignore[union-attr]
-    for graph in graphs:
-        for index, output in enumerate(graph.outputs if graph is not None else ()):
-            if output is value:
-                assert graph is not None
-                by.name, value.name = value.name, by.name
-                graph.outputs[index] = by
+    give_instead(value, by)
+
+
+def give_instead(value: ir.Value, by: ir.Value) -> None:
+    """Where `value` is an output of its graph, `by` is, under its name."""
+    producer = value.producer()
+    outputs = producer.graph.outputs if producer is not None and producer.graph is not None else []
+    for index, output in enumerate(outputs):
+        if output is value:
+            by.name, value.name = value.name, by.name
+            outputs[index] = by

@@ -70,7 +70,8 @@ def measured(
     wide_inputs = [value.name or "" for value in model.graph.inputs if value.dtype is half.dtype]
     names = list(make_twin(model, half, rounded=False))
     masks = _masks(model, half)
-    kept = [name for name in dict.fromkeys(names) if name not in masks]
+    outer = {value.name for node in model.graph for value in node.outputs}  # those of loops show in their results
+    kept = [name for name in dict.fromkeys(names) if name in outer and name not in masks]
     _add_reductions(model, kept)
     asked = [f"{name}{ENDING}" for name in kept]
     session = opened(model, folder, asked)
@@ -110,9 +111,9 @@ def beyond(model: ir.Model, half: Half, reach: Reach) -> tuple[dict[str, str], s
 
 def _add_reductions(model: ir.Model, names: Sequence[str]) -> None:
     wanted = set(names)
-    for node in all_nodes(model):
+    for node in list(model.graph):
         for value in node.outputs:
-            if value.name in wanted and node.graph is model.graph:
+            if value.name in wanted:
                 size = ir.node("Abs", [value], name=f"{value.name}.abs")
                 most = ir.node("ReduceMax", [size.outputs[0]], {"keepdims": 0}, name=f"{value.name}{ENDING}")
                 size.outputs[0].name, most.outputs[0].name = f"{value.name}.abs", f"{value.name}{ENDING}"

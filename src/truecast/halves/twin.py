@@ -42,23 +42,18 @@ def make_twin(model: ir.Model, half: Half, rounded: bool = True) -> dict[str, st
             value.type = ir.TensorType(WIDE)
         elif value.uses():
             wide = cast_behind(model, value, WIDE, f"{value.name}.twin")
-            read_instead(value, wide, _producer(wide))
+            read_instead(value, wide)
     names = {value.name or "": value.name or "" for value in results}
     if not rounded:
         return names
     for value in results:
         name = value.name or ""
         small = cast_behind(model, value, half.dtype, f"{name}.narrow")
+        read_instead(value, small)
         wide = cast_behind(model, small, WIDE, f"{name}.rounded")
-        read_instead(value, wide, _producer(small))
+        read_instead(small, wide)
         names[name] = wide.name or ""
     return names
-
-
-def _producer(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    assert node is not None
-    return node
 
 
 def _widen_attributes(node: ir.Node, narrow: ir.DataType) -> None:

@@ -41,10 +41,9 @@ from truecast.proof.static import TIER as STATIC
 from truecast.proof.tally import Worst, check, counted
 from truecast.trace.author import AuthorModule
 from truecast.trace.naming import NORMS
-from truecast.trace.opening import ModuleSource, open_author
+from truecast.trace.opening import HALF_DTYPES, ModuleSource, open_author
 
 TIER = "parity"
-DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 FACTOR = 3.0
 """Largest error of the twin in units of the author's own in 16 bits. Errors of rounding add up like a random walk, so
 this is nine roundings where torch has one: it keeps the inside of composite functions (a standard deviation, attention)
@@ -154,10 +153,10 @@ class TorchHalf:
     @classmethod
     def open(cls, source: ModuleSource, half: Half, weights: Mapping[str, HeldWeight], leaves: int) -> TorchHalf:
         """Builds it; `leaves` counts the lowered leaves of the graph."""
-        author, checkpoint = open_author(source, DTYPES[half.name])
+        author, checkpoint = open_author(source, HALF_DTYPES[half.name])
         reference = Reference.of_module(author, checkpoint)
         reference.load_held(weights)
-        return cls(author, reference, DTYPES[half.name], half, leaves)
+        return cls(author, reference, HALF_DTYPES[half.name], half, leaves)
 
     def add(self, point: ModulePoint, want: Outputs, got: Outputs) -> None:
         """Compares at one point: `want` of the author's module in float32, `got` of the twin."""

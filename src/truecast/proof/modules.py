@@ -5,7 +5,8 @@ that the artifact holds → outputs at every point, in every way of running the 
 
 The tight rule is that of decoders: |y - r| ≤ max(8·|r32 - r64|, 1e-4·max|r|) for every output. Quantized weights are
 compared tightly with the author's module carrying the very weights that the artifact holds, products exact; what int8
-activations and the format cost is measured as the cosine of outputs, and gated against catastrophe.
+activations and the format cost is measured as the cosine of outputs, and gated against catastrophe. Graphs of 16 bits
+are run as their float32 twin, and follow rules of their own (`module_halves`).
 """
 
 from __future__ import annotations

@@ -83,10 +83,7 @@ def _only_widened(value: ir.Value, base: ir.Value) -> bool:
     """Whether a float32 island reads a weight of 16 bits: the cast leaves its values as they are."""
     node = value.producer()
     cast = node is not None and node.op_type == "Cast" and node.inputs[0] is base
-    return cast and value.dtype is ir.DataType.FLOAT and base.dtype in HALF_DTYPES
-
-
-HALF_DTYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return cast and value.dtype is ir.DataType.FLOAT and base.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _is_integer(node: ir.Node) -> bool:

@@ -28,6 +28,9 @@ from truecast.trace.author import AuthorModule, Dynamic, in_memory
 from truecast.trace.skeleton import fake_tensors
 from truecast.trace.tasks import author_of, text_inputs
 
+HALF_DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""What modules are cast to before the trace, by the name of the precision; others stay float32."""
+
 
 @dataclass(frozen=True)
 class ModuleSource:
