@@ -13,6 +13,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import truecast
 from tests.conformance.oracle import compare
+from tests.quantized_experts import quantized_experts
 from truecast.artifact import Status, read_manifest
 from truecast.checkpoint import open_checkpoint
 from truecast.proof.held import held_weights, load_graph
@@ -68,3 +69,29 @@ def test_the_logits_are_those_of_transformers_own_loader(cast: tuple[Path, str, 
     assert agreement.cosine > INT8_COSINE
     if activations == "float":
         assert agreement.error < FLOAT_ERROR
+
+
+def test_experts_that_a_library_quantized_one_by_one_keep_their_codes(tmp_path: Path) -> None:
+    truecast.export(quantized_experts(tmp_path / "source"), tmp_path / "out", precision="as-is")
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.certificate.status is Status.PROVEN
+    own = {source for info in manifest.weights if info.own for source in info.sources}
+    assert own == {EXPERTS.format(layer, part) for layer in range(2) for part in ("gate_up_proj", "down_proj")}
+    assert {node.op_type for node in ir.load(tmp_path / "out" / "model.onnx").graph} >= {"QMoE"}
+    assert not manifest.notices
+    checks = {check.name: check.measured for check in manifest.certificate.checks}
+    assert checks["weights are the checkpoint's"] == 0
+    assert "kernels of the experts" in checks
+
+
+def test_one_expert_in_floats_makes_floats_of_all(tmp_path: Path) -> None:
+    def chosen(name: str) -> bool:
+        return not name.startswith("model.layers.1.mlp.experts.2.up_proj")
+
+    truecast.export(quantized_experts(tmp_path / "source", chosen), tmp_path / "out", precision="as-is")
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.certificate.status is Status.PROVEN
+    kinds = [node.op_type for node in ir.load(tmp_path / "out" / "model.onnx").graph]
+    assert (kinds.count("QMoE"), kinds.count("MoE")) == (1, 1)
+    (notice,) = manifest.notices
+    assert "2 quantized weights became floats" in notice

@@ -18,9 +18,10 @@ from truecast.weights.packing import COLUMN_ORDER
 
 DATA = Path(__file__).parents[1] / "data"
 MERGED = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
+BITS = ("bits", "expert_weight_bits")
 CASES = (
     *("gptqmodel-act-order", "auto-round-4bit-head", "bitsandbytes-fp4", "compressed-tensors-floats"),
-    *("hqq-axis1", "torchao-intx", "gguf/Q4_1"),
+    *("hqq-axis1", "torchao-intx", "gguf/Q4_1", "gpt-oss-mxfp4"),
 )
 
 
@@ -54,7 +55,7 @@ def operators(model: ir.Model) -> set[str]:
     for node in model.graph:
         size = node.attributes.get("block_size")
         if size is not None:
-            bits = node.attributes["bits"].as_int() if "bits" in node.attributes else 4
+            bits = next((node.attributes[name].as_int() for name in BITS if name in node.attributes), 4)
             found.add(f"{node.op_type} {bits} bits, block {size.as_int()}")
     return found
 

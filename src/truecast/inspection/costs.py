@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from truecast.checkpoint import Checkpoint, StoredTensor
 from truecast.inspection.facts import context_length, is_module, kv_bytes_per_token, vocabulary
 from truecast.inspection.model import AS_IS, PRECISIONS, Choice
-from truecast.inspection.storage import OTHER_TABLE, TOKEN_TABLE, Outlooks, outlooks, parameters
+from truecast.inspection.storage import OTHER_TABLE, TOKEN_TABLE, Outlooks, has_experts, outlooks, parameters
 from truecast.targets import MODULE_TARGETS, TARGETS
 from truecast.weights.outlook import order_bytes
 
@@ -39,9 +39,10 @@ class Size:
 
 
 def choices(checkpoint: Checkpoint, becoming: Outlooks) -> tuple[Choice, ...]:
-    """Every precision for every target, with its cost."""
+    """Every precision for every target, with its cost; float16 would change which experts are chosen."""
     count = parameter_count(checkpoint)
-    sizes = {precision: weight_bytes(checkpoint, precision, becoming=becoming) for precision in PRECISIONS}
+    possible = [name for name in PRECISIONS if name != "fp16" or not has_experts(checkpoint.tensors.values())]
+    sizes = {precision: weight_bytes(checkpoint, precision, becoming=becoming) for precision in possible}
     runs = {precision: run_bytes(checkpoint, size) for precision, size in sizes.items()}
     return tuple(
         Choice(
@@ -53,7 +54,7 @@ def choices(checkpoint: Checkpoint, becoming: Outlooks) -> tuple[Choice, ...]:
             run_peak=runs[precision],
         )
         for target in (MODULE_TARGETS if is_module(checkpoint) else TARGETS)
-        for precision in PRECISIONS
+        for precision in possible
     )
 
 

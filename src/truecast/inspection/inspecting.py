@@ -10,7 +10,7 @@ from truecast.checkpoint.tasks import task_of
 from truecast.inspection import facts
 from truecast.inspection.costs import choices, parameter_count
 from truecast.inspection.model import AS_IS, Inspection, Recommendation
-from truecast.inspection.storage import left_in_float, outlooks, parameters, storage_groups
+from truecast.inspection.storage import has_experts, left_in_float, outlooks, parameters, storage_groups
 
 
 def inspect(path: Path | str) -> Inspection:
@@ -60,7 +60,7 @@ def recommend(checkpoint: Checkpoint, provider: str) -> Recommendation:
         return Recommendation(provider, AS_IS, reason)
     if not facts.is_decoder(checkpoint):
         return Recommendation(provider, "fp32", "what another one loses depends on the task: measure it")
-    if provider == "cpu":
+    if provider == "cpu" or has_experts(checkpoint.tensors.values()):
         reason = "each new token reads every weight once, and int4 has about a seventh of the bytes of float32"
         return Recommendation(provider, "int4", reason)
     reason = "a GPU multiplies float16 fastest, and it has half the bytes of float32"

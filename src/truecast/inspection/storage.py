@@ -15,6 +15,10 @@ from truecast.weights.outlook import Outlook, Use, outlook
 
 TOKEN_TABLE = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 OTHER_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)\.weight$")
+EXPERTS = re.compile(r"(^|\.)experts\.(\d+\.)*\w+(\.weight)?$")
+"""Weights of experts: of one, by its number, or of all of a layer."""
+ROUTER = re.compile(r"(^|\.)(router|gate)(\.layer)?\.weight$")
+"""The scores of experts are computed in float32."""
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 BUFFER = re.compile(r"(^|\.)(rotary_emb\.\w+|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)$")
 """Tensors that older versions of transformers saved although they are no parameters."""
@@ -39,11 +43,18 @@ def outlooks(tensors: Sequence[StoredTensor]) -> Outlooks:
 
 
 def _use(tensor: StoredTensor, tied: bool) -> Use:
-    if len(tensor.shape) != 2:
+    if EXPERTS.search(tensor.name) and len(tensor.shape) > 1 and not tensor.name.endswith("bias"):
+        return Use.EXPERTS
+    if len(tensor.shape) != 2 or tensor.name.endswith("bias") or ROUTER.search(tensor.name):
         return Use.VALUE
     if TOKEN_TABLE.search(tensor.name):
         return Use.TIED if tied else Use.LOOKUP
     return Use.LOOKUP if OTHER_TABLE.search(tensor.name) else Use.PRODUCT
+
+
+def has_experts(tensors: Iterable[StoredTensor]) -> bool:
+    """Whether a model is a mixture of experts, by the names of its tensors."""
+    return any(EXPERTS.search(tensor.name) for tensor in tensors)
 
 
 def storage_groups(tensors: Iterable[StoredTensor], becoming: Outlooks) -> tuple[StorageGroup, ...]:
@@ -73,14 +84,15 @@ def _group(
 
 
 def _group_size(tensor: StoredTensor) -> int | None:
-    if tensor.encoding is None:
+    matrix = tensor.matrices or tensor
+    if matrix.encoding is None:
         return None
-    return tensor.encoding.group if tensor.encoding.group < tensor.shape[-1] else WHOLE_ROW
+    return matrix.encoding.group if matrix.encoding.group < matrix.shape[-1] else WHOLE_ROW
 
 
 def left_in_float(tensors: Sequence[StoredTensor]) -> tuple[str, ...]:
     """The modules whose matrices are floats, with `*` for the layer where that holds for every layer."""
-    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1 and not tensor.name.endswith("bias")]
     quantized = {pattern_of(tensor.name) for tensor in matrices if tensor.stored_as not in FLOAT_NAMES}
     floats = [tensor.name for tensor in matrices if tensor.stored_as in FLOAT_NAMES]
     names = (name if pattern_of(name) in quantized else pattern_of(name) for name in floats)

@@ -31,8 +31,6 @@ from truecast.weights.quantize import BLOCK_SIZES
 if TYPE_CHECKING:
     from truecast.weights.packing import Packer
 
-CODE_BITS = (4, 8)
-"""Bits that QMoE's kernels treat alike at every block size; its 2-bit kernels round in a way of their own."""
 CARRIED = ("k", "activation_type", "activation_alpha", "activation_beta", "swiglu_limit")
 """Attributes of the abstract operator that are MoE's and QMoE's as well."""
 
@@ -138,7 +136,7 @@ def forms_of(stacks: Sequence[Stack], precision: Precision) -> list[Form]:
         sizes = [size for size in BLOCK_SIZES if size <= precision.block and _divides(size, stacks)]
         chosen = replace(precision, block=max(sizes)) if sizes else replace(precision, bits=None)
     found = [form_of(stack.name, stack.matrix, chosen) for stack in stacks]
-    blocks = [form for form in found if isinstance(form, Blocks) and _fits(form)]
+    blocks = [form for form in found if isinstance(form, Blocks) and form.serves_experts]
     alike = len(blocks) == len(stacks) and len({form.bits for form in blocks}) == 1
     if alike and _divides(size := min(form.block for form in blocks), stacks):
         return [_coded(form, stack, size, precision.dtype) for form, stack in zip(blocks, stacks, strict=True)]
@@ -147,11 +145,6 @@ def forms_of(stacks: Sequence[Stack], precision: Precision) -> list[Form]:
 
 def _divides(size: int, stacks: Sequence[Stack]) -> bool:
     return all(stack.shape[2] % size == 0 for stack in stacks)
-
-
-def _fits(form: Blocks) -> bool:
-    """Whether QMoE can have the codes: no offsets, no order of the columns, and bits that its kernels know."""
-    return form.bits in CODE_BITS and not form.offsets and form.order is None and form.shift == 0
 
 
 def _floats(form: Form, stack: Stack, precision: Precision) -> Floats:

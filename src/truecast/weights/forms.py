@@ -39,6 +39,8 @@ BNB_TABLES = {0: np.array((*FP4, *(-value for value in FP4)), np.float32), 1: np
 CHANNEL_BLOCK = 128
 """Block of a weight with one scale per row, which the operator's blocks repeat."""
 FLOAT8 = ir.DataType.FLOAT8E4M3FN
+EXPERT_BITS = (4, 8)
+"""Bits that QMoE's kernels treat alike at every block size (ONNX Runtime 1.31); those of 2 round in their own way."""
 CAST_FROM = (
     *(ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
     *(ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN),
@@ -98,6 +100,11 @@ class Blocks:
     def serves_lookups(self) -> bool:
         """Whether single rows can be decoded: they are whole blocks, and their columns are in order."""
         return self.width % self.block == 0 and self.order is None
+
+    @property
+    def serves_experts(self) -> bool:
+        """Whether QMoE can have the codes: no offsets, no order of the columns, and bits that its kernels know."""
+        return self.bits in EXPERT_BITS and not self.offsets and self.order is None
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,16 @@ ORDER_BYTES = 8
 
 
 class Use(Enum):
-    """What a graph does with a tensor; `TIED` is a table of tokens that is the output head too."""
+    """What a graph does with a tensor; `TIED` is a table of tokens that is the output head too.
+
+    `EXPERTS` are weights of experts, one or all of a layer's.
+    """
 
     PRODUCT = "product"
     LOOKUP = "lookup"
     TIED = "tied"
     VALUE = "value"
+    EXPERTS = "experts"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ def outlook(tensor: StoredTensor, use: Use) -> Outlook:
     """What the export makes of a tensor at the precision `as-is`; reads no data."""
     if use is Use.VALUE:
         return _floats(tensor)
+    if use is Use.EXPERTS:
+        return _experts(tensor)
     form = form_of(tensor.name, tensor, AS_IS)
     if use is Use.PRODUCT:
         return _product(form)
@@ -75,6 +81,17 @@ def order_bytes(tensor: StoredTensor, seen: set[bytes]) -> int:
 
 def _floats(tensor: StoredTensor) -> Outlook:
     return Outlook((), "dense float32", (), FLOAT_BYTES * tensor.size, FLOAT_BYTES * tensor.size)
+
+
+def _experts(tensor: StoredTensor) -> Outlook:
+    """Codes with one float32 scale per block where QMoE can have them, else floats."""
+    form = form_of(tensor.name, tensor.matrices or tensor, AS_IS)
+    if isinstance(form, Blocks) and form.serves_experts:
+        size = _block_memory(form)
+        return Outlook(("QMoE",), f"{form.bits} bits, block {form.block}", (), size, size)
+    if not isinstance(form, Floats) or form.scales or form.table.dtype == ir.DataType.FLOAT:
+        return _floats(tensor)
+    return replace(_floats(tensor), remarks=(f"{word(form.table.dtype)} on disk",), disk=form.table.nbytes)
 
 
 def _product(form: Form) -> Outlook:
