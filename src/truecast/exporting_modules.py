@@ -7,8 +7,8 @@ published, or kept as OUT.rejected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +17,11 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, require_free, sha256_of
+from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, WeightInfo, require_free, sha256_of
 from truecast.calibration.feeds import own_feeds, read_feeds
 from truecast.calibration.ranges import seen_inputs
 from truecast.checkpoint.memory import STATE, state_digest
+from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.tasks import FEATURES, SENTENCES
 from truecast.describing import (
     described,
@@ -39,9 +40,10 @@ from truecast.halves.making import by_reach, by_rule, find_examples, with_island
 from truecast.measure.environment import environment
 from truecast.requesting import Request
 from truecast.runtime.providers import open_session
-from truecast.targets import find_target
+from truecast.targets import Target, find_target
+from truecast.trace.author import AuthorModule
 from truecast.trace.capture import array_of
-from truecast.trace.cleaners import NONE, cleaned
+from truecast.trace.cleaners import NONE, Cleaned, cleaned
 from truecast.trace.interface import forget_inner_shapes
 from truecast.trace.module import ModuleTrace, trace_module
 from truecast.trace.naming import canonical
@@ -124,19 +126,58 @@ def _seen(source: ModuleSource, beside: Path, request: Request, report: Progress
         return seen_inputs(folder, info.file, feeds, request.calibration_method, lambda n: done(n, len(feeds)))
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A graph in its folder, and what was learned on the way there.
+
+    `weights` are as the manifest lists them, `ruled` the float32 islands by rule, `dropped` what to say of
+    outputs left out, `entries` the session keys that the graph needs.
+    """
+
+    author: AuthorModule
+    checkpoint: Checkpoint
+    trace: ModuleTrace
+    packer: Packer
+    weights: list[WeightInfo]
+    ignored: Mapping[str, str]
+    ruled: Mapping[str, str]
+    dropped: Sequence[str]
+    rewritten: Cleaned | None
+    entries: Mapping[str, str]
+
+
 def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress, seen: Mapping[str, Seen]) -> Manifest:
     """Reads, traces and binds into `folder`; returns the manifest with an unproven certificate."""
     target = find_target(request.target)
+    written = _write(source, folder, request, report, seen, target.dialect)
+    manifest = _described(written, source, request, target)
+    write_side_files(written.checkpoint, target, manifest, folder)
+    if request.half is not None:
+        manifest = _with_islands(manifest, source, folder, request, written, report)
+    bound = _saved(folder, request, written.entries) if request.save_optimized else []
+    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *bound]})
+    return with_files(manifest, folder)
+
+
+def _write(
+    source: ModuleSource,
+    folder: Path,
+    request: Request,
+    report: Progress,
+    seen: Mapping[str, Seen],
+    dialect_name: str,
+) -> _Written:
+    """Traces the module and writes its graph and weights."""
     report("trace", 0, 1)
     recorded = request.exporter == "torchscript"
     author, checkpoint = open_author(source, HALF_DTYPES.get(request.precision, torch.float32), fake=not recorded)
-    operators = dialect(target.dialect, request.opset)
+    operators = dialect(dialect_name, request.opset)
     trace = trace_torchscript(author, request.opset or LATEST) if recorded else trace_module(author, operators)
     report("trace", 1, 1)
     beyond = OTHER_TASK if author.is_pretrained and source.task is not None else None
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename, beyond, partial=True)
     dropped = _drop_untrained(trace, sources) if author.task in (FEATURES, SENTENCES) else []
-    packer = _bind(trace, sources, request, target.dialect, seen)
+    packer = _bind(trace, sources, request, dialect_name, seen)
     entries = {**decoding_entries(trace.model), **packer.session_entries}
     ruled = {} if request.half is None else by_rule(trace.model, request.half)
     weights = write(trace.model, packer, folder, request, report)
@@ -144,23 +185,21 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     if rewritten is not None:
         trace = replace(trace, model=rewritten.model)
     ir.save(trace.model, folder / GRAPH_NAME)
-    hashes = {path.name: sha256_of(path) for path in checkpoint.files}
-    if not hashes:
-        hashes = {STATE: state_digest(checkpoint)}
     ignored = {**checkpoint.ignored, **sources.unused()}
-    info = module_info(checkpoint, request, trace, author)
-    manifest = described(checkpoint, target, request, info, weights, ignored, hashes)
-    manifest = for_module(manifest, author, source.factory, request.exporter)
-    if rewritten is not None:
-        manifest = with_setting(manifest, "clean_up", dict(rewritten.record))
-    manifest = with_entries(with_decoded(manifest, packer.decoded), entries)
-    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *dropped]})
-    write_side_files(checkpoint, target, manifest, folder)
-    if request.half is not None:
-        manifest = _with_islands(manifest, source, folder, request, trace.model, ruled, report)
-    bound = _saved(folder, request, entries) if request.save_optimized else []
-    manifest = manifest.model_copy(update={"notices": [*manifest.notices, *bound]})
-    return with_files(manifest, folder)
+    return _Written(author, checkpoint, trace, packer, weights, ignored, ruled, dropped, rewritten, entries)
+
+
+def _described(written: _Written, source: ModuleSource, request: Request, target: Target) -> Manifest:
+    """The manifest of a written graph."""
+    checkpoint = written.checkpoint
+    hashes = {path.name: sha256_of(path) for path in checkpoint.files} or {STATE: state_digest(checkpoint)}
+    info = module_info(checkpoint, request, written.trace, written.author)
+    manifest = described(checkpoint, target, request, info, written.weights, dict(written.ignored), hashes)
+    manifest = for_module(manifest, written.author, source.factory, request.exporter)
+    if written.rewritten is not None:
+        manifest = with_setting(manifest, "clean_up", dict(written.rewritten.record))
+    manifest = with_entries(with_decoded(manifest, written.packer.decoded), written.entries)
+    return manifest.model_copy(update={"notices": [*manifest.notices, *written.dropped]})
 
 
 def _with_islands(
@@ -168,15 +207,14 @@ def _with_islands(
     source: ModuleSource,
     folder: Path,
     request: Request,
-    model: ir.Model,
-    ruled: Mapping[str, str],
+    written: _Written,
     report: Progress,
 ) -> Manifest:
     """Measures how far the written graph reaches, writes it again with its islands, and notes all of them."""
-    half = request.half
+    half, model = request.half, written.trace.model
     assert half is not None
     if half.providers:  # its range is that of float32
-        return with_islands(manifest, half, ruled, {}, "")
+        return with_islands(manifest, half, written.ruled, {}, "")
     author, _ = open_author(source)
     examples = find_examples(folder, manifest.graph, author.inputs, request.calibration)
     reached, origin = by_reach(model, half, folder, GRAPH_NAME, examples, report)
@@ -186,7 +224,7 @@ def _with_islands(
         "outputs": list(map(tensor_info, model.graph.outputs)),
     }
     manifest = manifest.model_copy(update={"graph": manifest.graph.model_copy(update=ends)})  # some may be float32 now
-    return with_islands(manifest, half, ruled, reached, origin)
+    return with_islands(manifest, half, written.ruled, reached, origin)
 
 
 def _drop_untrained(trace: ModuleTrace, sources: Sources) -> list[str]:
