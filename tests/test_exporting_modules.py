@@ -230,6 +230,16 @@ class TestAFolder:
             want = model(**{name: torch.from_numpy(array) for name, array in feeds.items()}).logits
         np.testing.assert_allclose(artifact.run(feeds)["logits"], want.numpy(), **CLOSE)
 
+    @pytest.mark.parametrize("precision", ["fp32", "int8"])
+    def test_the_recorded_graph_keeps_every_parameter_its_own(
+        self, source: Path, tmp_path: Path, precision: str
+    ) -> None:
+        """While it is recorded the model is new, and all its biases are zeros."""
+        made = truecast.export(source, tmp_path / "out", precision=precision, exporter="torchscript")
+        assert made.manifest.certificate.status is Status.PROVEN
+        held = {name for weight in made.manifest.weights for name in weight.sources}
+        assert {"bert.encoder.layer.0.attention.self.query.bias", "classifier.bias"} <= held
+
     def test_what_other_tools_need_lies_beside_the_graph(self, artifact: truecast.Artifact) -> None:
         names = {file.name for file in artifact.folder.iterdir()}
         assert {"config.json", "tokenizer.json", "tokenizer_config.json", "model.onnx", "truecast.json"} <= names

@@ -71,6 +71,7 @@ def _recorded(
                 tuple(examples),
                 (path := Path(folder) / "recorded.onnx"),
                 export_params=False,
+                keep_initializers_as_inputs=True,  # else parameters of equal values, as new biases are, become one
                 do_constant_folding=False,
                 input_names=inputs,
                 output_names=names,
