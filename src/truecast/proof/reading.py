@@ -108,8 +108,10 @@ def _computed(value: ir.Value, base: ir.Value) -> Table:
 def _only_widened(value: ir.Value, base: ir.Value) -> bool:
     """Whether a float32 island reads a weight of 16 bits: the cast leaves its values as they are."""
     node = value.producer()
-    cast = node is not None and node.op_type == "Cast" and node.inputs[0] is base
-    return cast and value.dtype is ir.DataType.FLOAT and base.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    if node is None or node.op_type != "Cast" or node.inputs[0] is not base:
+        return False
+    small = base.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return small and node.attributes["to"].as_int() == ir.DataType.FLOAT
 
 
 def _is_integer(node: ir.Node) -> bool:
