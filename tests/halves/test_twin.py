@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
-from tests.halves.graphs import BF16, FP16, WIDE, graph, loaded, node, session
+from tests.halves.graphs import BF16, FP16, WIDE, graph, kept, loaded, node, session
 from truecast.halves.model import HALVES
+from truecast.halves.reach import measured
 from truecast.halves.twin import make_twin
 from truecast.runtime.providers import LEVELS, LOAD_ERRORS
 
@@ -112,3 +115,32 @@ def test_the_processor_moves_bfloat16_but_does_not_compute_in_it(kind: str, inpu
     else:
         with pytest.raises(LOAD_ERRORS):
             session(model)
+
+
+def branching() -> onnx.ModelProto:
+    """x·x where the first number of x is positive, else x + x, of bfloat16."""
+    info = [onnx.helper.make_tensor_value_info(name, BF16, ["any", "size"]) for name in ("square", "double")]
+    then = onnx.helper.make_graph([node("Mul", ["small", "small"], "square")], "then", [], info[:1])
+    other = onnx.helper.make_graph([node("Add", ["small", "small"], "double")], "other", [], info[1:])
+    zero = onnx.helper.make_tensor("zero", WIDE, [], [0.0])
+    nodes = [
+        node("Constant", [], "zero", value=zero),
+        node("ReduceMax", ["x"], "most", keepdims=0),
+        node("Greater", ["most", "zero"], "positive"),
+        node("Cast", ["x"], "small", to=BF16),
+        node("If", ["positive"], "chosen", then_branch=then, else_branch=other),
+        node("Cast", ["chosen"], "y", to=WIDE),
+    ]
+    return graph(nodes)
+
+
+def test_branches_are_rounded_and_measured_as_well(tmp_path: Path) -> None:
+    model = loaded(branching())
+    make_twin(model, HALVES["bf16"])
+    opened = session(model)
+    for x in (X, -np.abs(X)):
+        small = x.astype(ml_dtypes.bfloat16)
+        want = small * small if x.max() > 0 else small + small
+        np.testing.assert_array_equal(opened.run(None, {"x": x})[0], want.astype(np.float32))
+    reach = measured(tmp_path, kept(loaded(branching()), tmp_path), HALVES["bf16"], [{"x": X}])
+    assert reach.values == {"small": np.abs(X).max(), "chosen": (X * X).max()}

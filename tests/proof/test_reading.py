@@ -96,6 +96,9 @@ def test_floats_that_nodes_read_as_they_are_have_no_entry(tmp_path: Path) -> Non
     assert read_tables(opened(product_of(stored("p.weight", weight)), tmp_path)) == {}
     half = opened(product_of(stored("p.weight", weight.astype(np.float16))), tmp_path)
     np.testing.assert_array_equal(only(half, "p.weight").read(1, 4), weight[1:4].astype(np.float16).astype(np.float32))
+    assert only(half, "p.weight").read(0, 1).dtype == np.float32
+    (island,) = read_tables(half, islands=True)["p.weight"]
+    assert island.read(0, 1).dtype == np.float16
 
 
 def test_a_table_of_two_readers_is_there_twice(tmp_path: Path) -> None:

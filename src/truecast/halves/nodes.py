@@ -18,9 +18,28 @@ def all_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def dtypes(model: ir.Model, nodes: Sequence[ir.Node]) -> dict[ir.Value, ir.DataType]:
-    """The dtype of every value, by the operators' schemas."""
-    types = infer_types(nodes, {standard(domain): version for domain, version in model.opset_imports.items()})
-    return types | {value: value.dtype for value in model.graph.inputs if value.dtype is not None}
+    """The dtype of every value, by the operators' schemas; results of branches and loops are given their type."""
+    opsets = {standard(domain): version for domain, version in model.opset_imports.items()}
+    while True:
+        types = infer_types(nodes, opsets)
+        types |= {value: value.dtype for value in model.graph.inputs if value.dtype is not None}
+        found = [(mine, types[body]) for mine, body in _handed_out(nodes) if mine not in types and body in types]
+        if not found:
+            return types
+        for value, dtype in found:
+            value.type = ir.TensorType(dtype)
+
+
+BODIES = {"If": ("then_branch", 0), "Loop": ("body", 1), "Scan": ("body", 0)}
+"""Operators that run a graph: the attribute that holds it, and how many of its outputs come before what they give."""
+
+
+def _handed_out(nodes: Sequence[ir.Node]) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Results of branches and loops, each with the output of the inner graph that it is made of."""
+    for node in nodes:
+        if node.op_type in BODIES:
+            name, skipped = BODIES[node.op_type]
+            yield from zip(node.outputs, node.attributes[name].as_graph().outputs[skipped:], strict=False)
 
 
 def computed(nodes: Sequence[ir.Node]) -> Iterator[tuple[ir.Node, ir.Value]]:

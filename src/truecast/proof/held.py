@@ -79,14 +79,16 @@ def load_graph(folder: Path, file: str) -> ir.Model:
         raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); export the model again.") from error
 
 
-def held_weights(model: ir.Model, weights: Sequence[WeightInfo], sources: Sources) -> dict[str, HeldWeight]:
+def held_weights(
+    model: ir.Model, weights: Sequence[WeightInfo], sources: Sources, islands: bool = False
+) -> dict[str, HeldWeight]:
     """Every parameter that the manifest's weights hold, by its name; several may lie one below the other.
 
     A parameter that is held or read in several ways is there once for each: one under its name, the others under names
     of their own. Initializers that the manifest lists and the graph lacks, and arrays computed from no tensor, are left
-    out.
+    out. `islands`: see `read_tables`.
     """
-    tables = _tables(model, weights)
+    tables = _tables(model, weights, islands)
     held: dict[str, HeldWeight] = {}
     for info in weights:
         absent = any(name not in model.graph.initializers for name in info.initializers)
@@ -101,11 +103,11 @@ def held_weights(model: ir.Model, weights: Sequence[WeightInfo], sources: Source
     return held
 
 
-def _tables(model: ir.Model, weights: Sequence[WeightInfo]) -> dict[str, list[Table]]:
+def _tables(model: ir.Model, weights: Sequence[WeightInfo], islands: bool) -> dict[str, list[Table]]:
     """What nodes read, under the names that the manifest lists."""
     listed = aliases(model, {name for info in weights for name in info.initializers})
     tables: dict[str, list[Table]] = {}
-    for name, found in read_tables(model).items():
+    for name, found in read_tables(model, islands).items():
         tables.setdefault(listed.get(name, name), []).extend(found)
     return tables
 

@@ -120,7 +120,7 @@ def prove_module(
     author, checkpoint = open_author(source)
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.of_module(author, checkpoint)
-    weights = held_weights(model, manifest.weights, reference.sources)
+    weights = held_weights(model, manifest.weights, reference.sources, manifest.precision in HALVES)
     case = _Case(folder, manifest, model, author, reference, weights, report)
     with reference.threads():
         checks = _static(case)

@@ -25,23 +25,26 @@ from truecast.proof.pairs import (
     has_zero_points,
     scale_dtype,
 )
-from truecast.proof.table import Quantization, Table
+from truecast.proof.table import Quantization, Table, plain_table
 from truecast.runtime.integers import FULL, REDUCED
 
 
-def read_tables(model: ir.Model) -> dict[str, list[Table]]:
-    """Every initializer that nodes read as anything else than its plain values, by name: once for each such node."""
+def read_tables(model: ir.Model, islands: bool = False) -> dict[str, list[Table]]:
+    """Every initializer that nodes read as anything else than its plain values, by name: once for each such node.
+
+    `islands` says that the graph is of 16 bits: a weight that float32 islands widen is then one of 16 bits, too.
+    """
     tables: dict[str, list[Table]] = {}
     for node in model.graph:
         try:
-            for name, table in _tables_of(node):
+            for name, table in _tables_of(node, islands):
                 tables.setdefault(name, []).append(table)
         except NotByRowsError:  # computed from inputs: an activation, no weight
             continue
     return tables
 
 
-def _tables_of(node: ir.Node) -> Iterator[tuple[str, Table]]:
+def _tables_of(node: ir.Node, islands: bool) -> Iterator[tuple[str, Table]]:
     if node.op_type == "MatMulNBits":
         yield _name(node.inputs[1]), _product(node)
     elif node.op_type == "GatherBlockQuantized":
@@ -61,8 +64,8 @@ def _tables_of(node: ir.Node) -> Iterator[tuple[str, Table]]:
     elif node.op_type in ("MatMul", "FusedMatMul", "Gather"):
         value = node.inputs[0] if node.op_type == "Gather" else untransposed(node.inputs[1])
         base = base_of(value)
-        if value is not None and base is not None and base is not value and not _only_widened(value, base):
-            yield _name(base), _computed(value, base)
+        if value is not None and base is not None and base is not value:
+            yield _name(base), _widened(base) if islands and _only_widened(value, base) else _computed(value, base)
 
 
 def _name(value: ir.Value | None) -> str:
@@ -79,11 +82,19 @@ def _computed(value: ir.Value, base: ir.Value) -> Table:
     return Table((int(base.const_value.shape.numpy()[0]), *first.shape[1:]), read, first.dtype)
 
 
+def _widened(base: ir.Value) -> Table:
+    """The values as they are stored: what they were rounded to is what they are held to."""
+    assert base.const_value is not None
+    return plain_table(stored_array(base.const_value))
+
+
 def _only_widened(value: ir.Value, base: ir.Value) -> bool:
-    """Whether a float32 island reads a weight of 16 bits: the cast leaves its values as they are."""
+    """Whether float32 is made of a weight of 16 bits: the cast leaves its values as they are."""
     node = value.producer()
-    cast = node is not None and node.op_type == "Cast" and node.inputs[0] is base
-    return cast and value.dtype is ir.DataType.FLOAT and base.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    if node is None or node.op_type != "Cast" or node.inputs[0] is not base:
+        return False
+    small = base.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return small and node.attributes["to"].as_int() == ir.DataType.FLOAT
 
 
 def _is_integer(node: ir.Node) -> bool:
