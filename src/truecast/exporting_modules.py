@@ -29,6 +29,7 @@ from truecast.measure.environment import environment
 from truecast.requesting import Request
 from truecast.runtime.providers import open_session
 from truecast.targets import find_target
+from truecast.trace.experts import modules_of_experts
 from truecast.trace.interface import forget_inner_shapes
 from truecast.trace.module import ModuleTrace, trace_module
 from truecast.trace.naming import canonical
@@ -123,6 +124,11 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     report("trace", 0, 1)
     recorded = request.exporter == "torchscript"
     author, checkpoint = open_author(source, DTYPES.get(request.precision, torch.float32), fake=not recorded)
+    if experts := modules_of_experts(author.module):
+        raise InputError(
+            f"{type(author.module).__name__} is a mixture of experts ({next(iter(experts))}) without a cache; "
+            "so far experts are cast in decoders only, for text generation."
+        )
     operators = dialect(target.dialect, request.opset)
     trace = trace_torchscript(author, request.opset or LATEST) if recorded else trace_module(author, operators)
     report("trace", 1, 1)
