@@ -46,6 +46,9 @@ TOLERATED_SHARE = 0.02
 """Share of the linear weights' elements that may stay in float: routers and small heads."""
 SEVEN_BITS = 64
 """Largest magnitude with which two products of uint8 fit into 16 bits: 2 · 255 · 64 < 2^15."""
+BYTE_BITS = 8
+INT8_LEVEL = 4
+"""Accuracy level of QMoE that asks for int8 inputs (operator schema, ONNX Runtime 1.31)."""
 FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2)
 
 
@@ -221,6 +224,22 @@ def _is_contrib_attention(node: ir.Node, evidence: Evidence) -> bool:
     return weight is not None and weight in evidence.weight_of and len(evidence.weight_of[weight].shape) == 2
 
 
+def rounded_experts(evidence: Evidence) -> Seen | None:
+    """Experts of 8 bits in blocks whose kernel rounds its inputs although the level asks for floats."""
+    if evidence.provider != "cpu":
+        return None
+    faulty = [
+        node
+        for node in evidence.nodes
+        if node.op_type == "QMoE"
+        and node.attributes.get_string("quant_type", "int") == "int"
+        and node.attributes.get_int("expert_weight_bits", 4) == BYTE_BITS
+        and node.attributes.get_int("block_size", 0) > 0
+        and node.attributes.get_int("accuracy_level", 0) != INT8_LEVEL
+    ]
+    return seen(map(label, faulty))
+
+
 RULES = (
     Rule(
         "TC201",
@@ -261,5 +280,13 @@ RULES = (
         "The file passes onnx.checker, and ONNX Runtime refuses it.",
         "Quantize again with op_types_to_quantize=['MatMul', 'Gemm'].",
         mistaken_attention,
+    ),
+    Rule(
+        "TC206",
+        WARNING,
+        "8-bit experts that round their inputs",
+        "Products take int8 inputs at every accuracy level: results are off by up to a percent.",
+        "Use 4 bits, or one scale for a row; or set accuracy_level=4, which says what is done.",
+        rounded_experts,
     ),
 )
