@@ -12,10 +12,13 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import truecast
+from tests.conformance.cases import BY_NAME
 from tests.conformance.oracle import compare
 from tests.quantized_experts import quantized_experts
+from tests.tiny import tiny_checkpoint
 from truecast.artifact import Status, read_manifest
 from truecast.checkpoint import open_checkpoint
+from truecast.errors import InputError
 from truecast.proof.held import held_weights, load_graph
 from truecast.proof.reference import Reference
 
@@ -95,3 +98,32 @@ def test_one_expert_in_floats_makes_floats_of_all(tmp_path: Path) -> None:
     assert (kinds.count("QMoE"), kinds.count("MoE")) == (1, 1)
     (notice,) = manifest.notices
     assert "2 quantized weights became floats" in notice
+
+
+def kinds_of(folder: Path) -> list[str]:
+    """The operators of experts, in the order of the layers."""
+    return [node.op_type for node in ir.load(folder / "model.onnx").graph if node.op_type in ("MoE", "QMoE")]
+
+
+def test_a_rule_keeps_the_experts_of_a_layer(tmp_path: Path) -> None:
+    source = tiny_checkpoint(BY_NAME["qwen3_moe"], tmp_path / "source")
+    rule = "*.layers.0.mlp.experts.*=fp32"
+    truecast.export(source, tmp_path / "out", precision="int4", keep=(rule,), verify=False)
+    assert kinds_of(tmp_path / "out") == ["MoE", "QMoE"]
+    half = "*.layers.0.mlp.experts.down_proj=fp32"
+    with pytest.raises(InputError, match=r"One operator holds .*gate_up_proj and .*down_proj.* name both"):
+        truecast.export(source, tmp_path / "half", precision="int4", keep=(half,), verify=False)
+
+
+def test_float16_is_refused(tmp_path: Path) -> None:
+    source = tiny_checkpoint(BY_NAME["qwen3_moe"], tmp_path / "source")
+    with pytest.raises(InputError, match="rounds the scores that choose experts"):
+        truecast.export(source, tmp_path / "out", precision="fp16", verify=False)
+    assert not (tmp_path / "out").exists()
+    assert "fp16" not in {choice.precision for choice in truecast.inspect(source).choices}
+
+
+def test_experts_without_a_cache_are_refused(tmp_path: Path) -> None:
+    source = tiny_checkpoint(BY_NAME["qwen3_moe"], tmp_path / "source")
+    with pytest.raises(InputError, match=r"mixture of experts .*without a cache"):
+        truecast.export(source, tmp_path / "out", task="feature-extraction", verify=False)

@@ -44,6 +44,7 @@ from truecast.targets import Target, find_target
 from truecast.trace.author import AuthorModule
 from truecast.trace.capture import array_of
 from truecast.trace.cleaners import NONE, Cleaned, cleaned
+from truecast.trace.experts import modules_of_experts
 from truecast.trace.interface import forget_inner_shapes
 from truecast.trace.module import ModuleTrace, trace_module
 from truecast.trace.naming import canonical
@@ -171,6 +172,11 @@ def _write(
     report("trace", 0, 1)
     recorded = request.exporter == "torchscript"
     author, checkpoint = open_author(source, HALF_DTYPES.get(request.precision, torch.float32), fake=not recorded)
+    if experts := modules_of_experts(author.module):
+        raise InputError(
+            f"{type(author.module).__name__} is a mixture of experts ({next(iter(experts))}) without a cache; "
+            "so far experts are cast in decoders only, for text generation."
+        )
     operators = dialect(dialect_name, request.opset)
     trace = trace_torchscript(author, request.opset or LATEST) if recorded else trace_module(author, operators)
     report("trace", 1, 1)

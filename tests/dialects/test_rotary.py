@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.models.cohere import modeling_cohere
 from transformers.models.glm import modeling_glm
 from transformers.models.gpt_neox import modeling_gpt_neox
+from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.llama import modeling_llama
 from transformers.models.nanochat import modeling_nanochat
 
@@ -56,6 +57,7 @@ FORMS: dict[str, tuple[Rotary, RotaryForm]] = {
     "llama": (modeling_llama.apply_rotary_pos_emb, RotaryForm(False, False, 1, partial=False)),
     "gpt_neox": (modeling_gpt_neox.apply_rotary_pos_emb, HALVES),
     "glm": (modeling_glm.apply_rotary_pos_emb, RotaryForm(True, False, 1)),
+    "gpt_oss": (modeling_gpt_oss.apply_rotary_pos_emb, RotaryForm(False, False, 1, partial=False, once=True)),
     "cohere": (modeling_cohere.apply_rotary_pos_emb, RotaryForm(True, True, 1, partial=False)),
 }
 
@@ -79,6 +81,16 @@ def test_the_operator_rotates_as_the_author(turn: Callable[[Tensor], Tensor], wi
     angles = angles.repeat_interleave(2, -1) if form.repeated else torch.cat((angles, angles), -1)
     states = torch.randn(BATCH, SEQUENCE, 2, HEAD) if head_axis == 2 else torch.randn(BATCH, 2, SEQUENCE, HEAD)
     expected, _ = function(states, states, angles.cos(), angles.sin(), head_axis)
+    got = RotaryEmbedding().emit(form, states, angles.cos(), angles.sin())
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.usefixtures("in_onnxruntime")
+def test_tables_with_every_angle_once_are_doubled_for_the_operator() -> None:
+    function, form = FORMS["gpt_oss"]
+    angles, states = torch.randn(BATCH, SEQUENCE, HEAD // 2), torch.randn(BATCH, 2, SEQUENCE, HEAD)
+    assert form.width(angles) == HEAD
+    expected, _ = function(states, states, angles.cos(), angles.sin())
     got = RotaryEmbedding().emit(form, states, angles.cos(), angles.sin())
     torch.testing.assert_close(got, expected)
 

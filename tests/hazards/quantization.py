@@ -116,6 +116,30 @@ def outlying_channel(folder: Path, hazard: bool) -> Path:
     return save(model(nodes, [rows()], [rows("y")], [constant("reach", reach), codes]), folder)
 
 
+def rounded_experts(folder: Path, hazard: bool) -> Path:
+    """Experts of 8 bits at the level of floats, against the level that says what their kernel does."""
+    random = np.random.default_rng(0)
+    experts, inner = 4, WIDTH
+    operands, inputs = [], ["x", "scores"]
+    for name, outputs in (("first", inner), ("second", WIDTH)):
+        codes = random.integers(0, 256, (experts, outputs, WIDTH)).astype(np.uint8)
+        scales = np.full((experts, outputs, WIDTH // BLOCK), 0.01, np.float32)
+        operands += [constant(name, codes, np.uint8), constant(f"{name}_scales", scales)]
+        inputs += [name, f"{name}_scales", ""]
+    product = node(
+        "com.microsoft.QMoE",
+        inputs[:-1],
+        ["y"],
+        k=2,
+        expert_weight_bits=8,
+        block_size=BLOCK,
+        activation_type="silu",
+        normalize_routing_weights=1,
+        accuracy_level=0 if hazard else 4,
+    )
+    return save(model([product], [rows(), tensor("scores", [None, experts])], [rows("y")], operands), folder)
+
+
 HAZARDS = (
     Hazard("TC201", "float-head", left_in_float),
     Hazard("TC202", "behind-transpose", transposed_dequantize),
@@ -125,4 +149,5 @@ HAZARDS = (
     Hazard("TC204", "full-range-on-exact-host", saturating),
     Hazard("TC206", "outlying-channel", outlying_channel, run=True),
     Hazard("TC205", "attention", mistaken_attention, besides=("TC404", "TC405", "TC106")),
+    Hazard("TC207", "experts", rounded_experts),
 )

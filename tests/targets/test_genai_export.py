@@ -18,7 +18,7 @@ NEW = 24
 """Tokens behind each prompt: past the window of the windowed case."""
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma3_text"])
+@pytest.mark.parametrize("name", ["qwen2", "gemma3_text", "mixtral", "gpt_oss"])
 def test_an_exported_model_says_the_same_in_genai_in_onnxruntime_and_in_torch(name: str, tmp_path: Path) -> None:
     source, out = tiny_checkpoint(BY_NAME[name], tmp_path / "source"), tmp_path / "out"
     truecast.export(source, out, target="genai", precision="fp32", verify=False)

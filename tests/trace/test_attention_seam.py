@@ -122,6 +122,34 @@ def test_a_soft_cap_that_the_author_ignores_is_noticed() -> None:
         seam().attend(author(deaf), QUERY, KEY, VALUE, FULL, softcap=30.0)
 
 
+def with_sinks(attention: Any, sinks: Tensor) -> nn.Module:
+    module = author(attention)
+    module.register_parameter("sinks", nn.Parameter(sinks))
+    return module
+
+
+def own_sinks(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any) -> Any:
+    """Takes the sinks from the module, whatever it is called with."""
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * scaling + mask
+    sinks = module.sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    weights = torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
+    return (weights @ value.repeat_interleave(groups, 1)).transpose(1, 2), weights
+
+
+def test_sinks_that_the_author_takes_from_the_module_are_compared() -> None:
+    sinks = torch.randn(HEADS)
+    module = with_sinks(own_sinks, sinks)
+    seam().attend(module, QUERY, KEY, VALUE, FULL, s_aux=module.sinks)
+    assert torch.equal(module.sinks, sinks)
+
+
+def test_sinks_that_the_author_ignores_are_noticed() -> None:
+    module = with_sinks(eager(), torch.randn(HEADS))
+    with pytest.raises(LeafMismatch, match="its own way"):
+        seam().attend(module, QUERY, KEY, VALUE, FULL, s_aux=module.sinks)
+
+
 def test_an_author_without_an_attention_function_is_refused() -> None:
     with pytest.raises(LeafMismatch, match="no attention function"):
         seam().attend(author(), QUERY, KEY, VALUE, FULL)

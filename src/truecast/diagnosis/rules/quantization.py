@@ -50,6 +50,9 @@ FAINT = 20.0
 """Decibels below which an activation's codes have an error of more than a tenth of its usual channel. MiniLM after
 onnxruntime.quantization.quantize_dynamic: 15.6, and its embeddings at cosine 0.905; models whose int8 answers are those
 of their floats: 27 and more."""
+BYTE_BITS = 8
+INT8_LEVEL = 4
+"""Accuracy level of QMoE that asks for int8 inputs (operator schema, ONNX Runtime 1.31)."""
 FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2)
 
 
@@ -232,6 +235,22 @@ def _is_contrib_attention(node: ir.Node, evidence: Evidence) -> bool:
     return weight is not None and weight in evidence.weight_of and len(evidence.weight_of[weight].shape) == 2
 
 
+def rounded_experts(evidence: Evidence) -> Seen | None:
+    """Experts of 8 bits in blocks whose kernel rounds its inputs although the level asks for floats."""
+    if evidence.provider != "cpu":
+        return None
+    faulty = [
+        node
+        for node in evidence.nodes
+        if node.op_type == "QMoE"
+        and node.attributes.get_string("quant_type", "int") == "int"
+        and node.attributes.get_int("expert_weight_bits", 4) == BYTE_BITS
+        and node.attributes.get_int("block_size", 0) > 0
+        and node.attributes.get_int("accuracy_level", 0) != INT8_LEVEL
+    ]
+    return seen(map(label, faulty))
+
+
 RULES = (
     Rule(
         "TC201",
@@ -281,5 +300,13 @@ RULES = (
         "Quantize the weights only (int8 in blocks), leave these products in float, or export with truecast at "
         "int8-dynamic, which divides such channels first.",
         outliers_take_the_codes,
+    ),
+    Rule(
+        "TC207",
+        WARNING,
+        "8-bit experts that round their inputs",
+        "Products take int8 inputs at every accuracy level: results are off by up to a percent.",
+        "Use 4 bits, or one scale for a row; or set accuracy_level=4, which says what is done.",
+        rounded_experts,
     ),
 )
