@@ -101,6 +101,17 @@ def expanded(folder: Path, hazard: bool) -> Path:
     return save(chain([node("Swish", ["x"], ["n"])] if hazard else parts, "n", opset=24), folder)
 
 
+def zero_experts(folder: Path, hazard: bool) -> Path:
+    """Experts weighed as they are, in float16 against float32."""
+    kind, dtype = (TensorProto.FLOAT16, np.float16) if hazard else (TensorProto.FLOAT, np.float32)
+    operands = [weight(name, 4, WIDTH, WIDTH, dtype=dtype) for name in ("first", "second")]
+    inputs = ["x", "scores", "first", "", "second"]
+    product = node("com.microsoft.MoE", inputs, ["y"], k=2, activation_type="silu", normalize_routing_weights=0)
+    return save(
+        model([product], [rows(dtype=kind), tensor("scores", ["batch", 4], kind)], [rows("y", kind)], operands), folder
+    )
+
+
 HAZARDS = (
     Hazard("TC101", "opset", opset),
     Hazard("TC102", "ir-version", ir_version),
@@ -114,4 +125,5 @@ HAZARDS = (
     Hazard("TC109", "dead-present", dead_present),
     Hazard("TC109", "flat-mask", flat_mask),
     Hazard("TC110", "swish", expanded),
+    Hazard("TC111", "experts", zero_experts, besides=("TC401",)),
 )
