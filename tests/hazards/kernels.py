@@ -141,6 +141,17 @@ def fused_norm(folder: Path, hazard: bool) -> Path:
     return save(model(nodes, [tensor("x", dims)], [tensor("y", dims)], used), folder)
 
 
+def zero_experts(folder: Path, hazard: bool) -> Path:
+    """Experts weighed as they are, in float16 against float32."""
+    kind, dtype = (TensorProto.FLOAT16, np.float16) if hazard else (TensorProto.FLOAT, np.float32)
+    operands = [weight(name, 4, WIDTH, WIDTH, dtype=dtype) for name in ("first", "second")]
+    inputs = ["x", "scores", "first", "", "second"]
+    product = node("com.microsoft.MoE", inputs, ["y"], k=2, activation_type="silu", normalize_routing_weights=0)
+    return save(
+        model([product], [rows(dtype=kind), tensor("scores", ["batch", 4], kind)], [rows("y", kind)], operands), folder
+    )
+
+
 HAZARDS = (
     Hazard("TC101", "opset", opset),
     Hazard("TC102", "ir-version", ir_version),
@@ -157,4 +168,5 @@ HAZARDS = (
     Hazard("TC110", "group-norm", grouped),
     Hazard("TC111", "norm", slow_norm),
     Hazard("TC111", "norm-made-at-load", fused_norm, run=True),
+    Hazard("TC112", "experts", zero_experts, besides=("TC401",)),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 
@@ -51,6 +52,18 @@ def test_the_runtime_agrees_that_it_does_not_load(hazard: Hazard, tmp_path: Path
         folder = tmp_path / str(present)
         folder.mkdir()
         assert loads(hazard.make(folder, present)) is not present
+
+
+def test_the_runtimes_experts_in_float16_are_zero(tmp_path: Path) -> None:
+    """Fails where a newer ONNX Runtime has a kernel that does not need TC112 any more."""
+    sizes = []
+    for present in (True, False):
+        folder = tmp_path / str(present)
+        folder.mkdir()
+        session = ort.InferenceSession(str(kernels.zero_experts(folder, present)), providers=["CPUExecutionProvider"])
+        x = np.ones((3, 64), np.float16 if present else np.float32)
+        sizes.append(float(np.abs(session.run(None, {"x": x, "scores": x[:, :4]})[0]).max()))
+    assert sizes[0] == 0 < sizes[1]
 
 
 def loads(path: Path) -> bool:

@@ -14,15 +14,13 @@ from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
 import truecast
-from tests.conformance.cases import BY_NAME as DECODERS
 from tests.encoders import Layers, classifier, layers_examples, sentences
-from tests.tiny import tiny_checkpoint
 from truecast.artifact import Status
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.tasks import chosen_task, task_of
 from truecast.errors import InputError
 from truecast.trace.author import MODULE, Axis
-from truecast.trace.opening import ModuleSource, is_module, open_author
+from truecast.trace.opening import ModuleSource, open_author
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +79,6 @@ def test_the_tokenizer_may_stop_earlier_than_the_positions(folder: Path, tmp_pat
 def test_a_task_may_be_another_than_the_folders(folder: Path) -> None:
     author, _ = open_author(ModuleSource(folder, task="feature-extraction"))
     assert type(author.module).__name__ == "BertModel"
-
-
-def test_what_is_cast_as_a_module_follows_from_the_task(folder: Path, tmp_path: Path) -> None:
-    decoder = tiny_checkpoint(DECODERS["llama_tied"], tmp_path / "decoder")
-    assert is_module(ModuleSource(folder))
-    assert not is_module(ModuleSource(decoder))
-    assert is_module(ModuleSource(decoder, task="feature-extraction"))
-    assert is_module(ModuleSource(decoder, factory="a:b"))
-    assert is_module(ModuleSource(module=nn.Linear(1, 1)))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.folder import CONFIG_NAME, read_config, side_files
 from truecast.checkpoint.memory import memory_checkpoint
 from truecast.checkpoint.model import Array, Checkpoint
-from truecast.checkpoint.tasks import GENERATION, chosen_task
+from truecast.checkpoint.tasks import chosen_task
 from truecast.errors import InputError
 from truecast.trace.author import AuthorModule, Dynamic, in_memory
 from truecast.trace.skeleton import fake_tensors
@@ -47,14 +47,6 @@ class ModuleSource:
     example_inputs: Any = None
     dynamic: Dynamic | None = None
     trust_remote_code: bool = False
-
-
-def is_module(source: ModuleSource) -> bool:
-    """Whether it is cast as a module rather than as a decoder; raises InputError as opening does."""
-    if source.module is not None or source.factory is not None:
-        return True
-    assert source.path is not None
-    return chosen_task(open_checkpoint(source.path), source.task) != GENERATION
 
 
 def open_author(

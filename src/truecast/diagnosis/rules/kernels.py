@@ -170,6 +170,20 @@ def _refusal(node: ir.Node, evidence: Evidence) -> str | None:
     return None
 
 
+def gives_zeros(evidence: Evidence) -> Seen | None:
+    """Experts in float16 whose weights are not normalized: the processor's kernel (1.31) weighs all with zero."""
+    if evidence.provider != "cpu":
+        return None
+    return seen(
+        label(node)
+        for node in evidence.nodes
+        if node.op_type == "MoE"
+        and node.inputs[0] is not None
+        and node.inputs[0].dtype == ir.DataType.FLOAT16
+        and node.attributes.get_int("normalize_routing_weights", 0) == 0
+    )
+
+
 def _has_flat_mask(node: ir.Node, evidence: Evidence) -> bool:
     """A mask [batch, 1, 1, keys], which ONNX broadcasts and the processor's kernel refuses."""
     queries = evidence.dims(node.inputs[0])
@@ -284,5 +298,13 @@ RULES = (
         "Write the operator in the form that has a kernel or fuses: Swish as x * Sigmoid(x), GroupNormalization of one "
         "channel a group as InstanceNormalization.",
         expanded,
+    ),
+    Rule(
+        "TC112",
+        ERROR,
+        "A kernel that gives zeros",
+        "Experts in float16 add nothing on the processor, and nothing says so.",
+        "Set normalize_routing_weights=1 and multiply by the sum of the weights, or keep the operator in float32.",
+        gives_zeros,
     ),
 )
