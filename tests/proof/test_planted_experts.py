@@ -148,7 +148,7 @@ def test_a_kernel_is_held_to_its_rounding(
     assert check.passed
     monkeypatch.setattr(expert_kernels, "rounds", lambda node: False)
     (check,) = expert_checks(folder, "model.onnx")
-    assert not check.passed and check.measured is not None and check.measured > 1e-3
+    assert not check.passed and check.measured is not None and check.measured > 2e-3
 
 
 def test_a_kernel_of_floats_is_exact(made: Artifact, tmp_path: Path) -> None:

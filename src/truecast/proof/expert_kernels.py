@@ -28,9 +28,10 @@ ROWS = (1, 2, 17)
 """Rows that a kernel is given, as for other products."""
 FLOAT_RELATIVE = 1e-5
 """Limit in parts of a row's largest result for float activations: ten times what float32 sums of this length leave."""
-INT8_RELATIVE = 1e-3
+INT8_RELATIVE = 2e-3
 """The same for int8 activations. The input of the second product is computed; where it lies between two codes, the last
-bit of a sum decides, and one code is 1/127 of its block's largest input: up to 3e-4 of the result on small experts."""
+bit of a sum decides, and one code is 1/127 of its block's largest input: 4e-4 of the result at most on 32 experts of
+[1024, 512] and on small ones. The rounding itself, which a wrong kernel would have differently, is 5e-3 to 2e-2."""
 SEED = 20_250_117
 SPREAD = 2.0
 """Standard deviation of the logits: chosen experts weigh differently, and none is chosen by a hair."""
