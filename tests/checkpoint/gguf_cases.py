@@ -15,6 +15,9 @@ _GLM = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
 }
 
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+_COUNTS = {"expert_count": 4, "expert_used_count": 2}
+
 ARCHITECTURES = [
     Converted(
         "apertus",
@@ -170,6 +173,18 @@ ARCHITECTURES = [
         interleaved=True,
     ),
     Converted(
+        "llama",
+        "MixtralConfig",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        {**_RMS, **_COUNTS, "rope.freq_base": 1e6},
+        interleaved=True,
+        label="mixtral",
+    ),
+    Converted(
         "mistral3",
         "Ministral3Config",
         {
@@ -248,6 +263,7 @@ ARCHITECTURES = [
         },
         label="olmo3",
     ),
+    Converted("olmoe", "OlmoeConfig", {**_EXPERTS, "clip_qkv": 1.5}, {**_RMS, **_COUNTS, "attention.clamp_kqv": 1.5}),
     Converted("phi2", "PhiConfig", _HALF_ROTARY, {**_LAYER, "rope.dimension_count": 8}),
     Converted(
         "phi3",
@@ -275,7 +291,25 @@ ARCHITECTURES = [
             "rope.scaling.original_context_length": 16,
         },
     ),
+    Converted(
+        "qwen2moe",
+        "Qwen2MoeConfig",
+        {**_EXPERTS, "rms_norm_eps": 1e-5, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 96},
+        {**_RMS, **_COUNTS, "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 96},
+    ),
     Converted("qwen3", "Qwen3Config", {"head_dim": 32, "rms_norm_eps": 1e-5}, {**_RMS, "attention.key_length": 32}),
+    Converted(
+        "qwen3moe",
+        "Qwen3MoeConfig",
+        {
+            **_EXPERTS,
+            "rms_norm_eps": 1e-5,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "head_dim": 32,
+        },
+        {**_RMS, **_COUNTS, "expert_feed_forward_length": 32, "attention.key_length": 32},
+    ),
     Converted(
         "seed_oss",
         "SeedOssConfig",

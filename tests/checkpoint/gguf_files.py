@@ -6,7 +6,7 @@ shares code with the reader.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Converted:
         table = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
         named: dict[str, torch.Tensor] = {}
         stacks: dict[str, list[torch.Tensor]] = {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in _matrices(model):
             module, _, stacked = name.partition(".norms.")
             if stacked:
                 stacks.setdefault(f"{module}.weight", []).append(parameter.detach())
@@ -110,6 +110,8 @@ class Converted:
         return name.removeprefix("transformer.") if self.architecture == "bloom" else name
 
     def _changed(self, gguf_name: str, name: str, value: torch.Tensor, config: Any) -> torch.Tensor:
+        if name.endswith("shared_expert_gate.weight"):
+            return value.squeeze()
         if self.plus_one and name.endswith("norm.weight"):
             return value + 1
         if self.interleaved and ".attn_q." in gguf_name:
@@ -126,6 +128,18 @@ class Converted:
             groups = value.reshape(kv_heads, heads // kv_heads + 2, config.head_dim, *value.shape[1:])
             return torch.cat([part.flatten(0, 2) for part in (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])])
         return value
+
+
+def _matrices(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters, those of experts as a checkpoint has them: gate and up apart, each all experts of a layer."""
+    for name, parameter in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "gate_up_proj" and module.endswith(".experts"):
+            gate, up = parameter.chunk(2, dim=1)
+            yield f"{module}.gate_proj.weight", gate
+            yield f"{module}.up_proj.weight", up
+        else:
+            yield (f"{name}.weight" if module.endswith(".experts") else name), parameter
 
 
 def _fuse(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

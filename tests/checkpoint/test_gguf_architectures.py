@@ -17,6 +17,7 @@ from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.checkpoint.gguf_families import FAMILIES
 from truecast.checkpoint.gguf_names import NAMINGS
 from truecast.errors import InputError
+from truecast.trace.skeleton import merged
 
 PROMPT = torch.tensor([[1, 5, 9, 33, 7, 60, 61, 8, 2, 12, 40, 41]])
 """Longer than the windows of the cases."""
@@ -24,7 +25,8 @@ PROMPT = torch.tensor([[1, 5, 9, 33, 7, 60, 61, 8, 2, 12, 40, 41]])
 
 def rebuilt(checkpoint: Checkpoint) -> Any:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**checkpoint.config), dtype=torch.float32).eval()
-    weights = {name: torch.from_numpy(np.array(tensor.read())) for name, tensor in checkpoint.tensors.items()}
+    tensors = merged(checkpoint, model).tensors
+    weights = {name: torch.from_numpy(np.array(tensor.read())) for name, tensor in tensors.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
     assert set(missing) <= set(model.all_tied_weights_keys)

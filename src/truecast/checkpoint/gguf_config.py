@@ -19,12 +19,12 @@ def hugging_face_config(facts: Facts) -> dict[str, Any]:
     Raises:
         InputError: the metadata lacks a size, or describes a variant that is not supported.
     """
-    if facts.get("expert_count"):
-        raise InputError(
-            f"{facts.container.path} is a mixture of experts, which this version does not read from GGUF; "
-            "convert the original Hugging Face folder instead."
-        )
     family = FAMILIES[facts.architecture]
+    if facts.experts and not family.mixes:
+        raise InputError(
+            f"{facts.container.path} is a mixture of experts of the architecture {facts.architecture}, which this "
+            "version does not read from GGUF; convert the original Hugging Face folder instead."
+        )
     identity = {"model_type": family.model_type, "architectures": [family.class_name], "dtype": "float32"}
     config = {**identity, **_common(facts), **family.details(facts)}
     return {key: value for key, value in config.items() if value is not None or key in family.nullable}

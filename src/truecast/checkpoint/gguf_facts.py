@@ -64,6 +64,11 @@ class Facts:
         return stated
 
     @property
+    def experts(self) -> int:
+        """Experts of a layer; 0 where the model is no mixture of them."""
+        return self.size("expert_count") if self.number("expert_count", 0) else 0
+
+    @property
     def heads(self) -> int:
         """Query heads of a layer."""
         return self.size("attention.head_count")

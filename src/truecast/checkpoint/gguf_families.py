@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from truecast.checkpoint.gguf_experts import experts, normalized, shape_of, unknown_weights
 from truecast.checkpoint.gguf_facts import Facts
 from truecast.checkpoint.gguf_rope import DEFAULT_ROPE_THETA, partial_rope_parameters, rope_parameters
 from truecast.errors import InputError
@@ -28,13 +29,15 @@ class Family:
     """The transformers side of an architecture.
 
     `details` gives the settings beyond the common ones; a setting that is None there is left out of config.json, unless
-    it is `nullable`: one whose null means something else than its absence.
+    it is `nullable`: one whose null means something else than its absence. `mixes` says that `details` knows mixtures
+    of experts.
     """
 
     model_type: str
     class_name: str
     details: Callable[[Facts], dict[str, Any]]
     nullable: frozenset[str] = frozenset()
+    mixes: bool = False
 
 
 def _rms_eps(facts: Facts) -> dict[str, Any]:
@@ -48,6 +51,16 @@ def _layer_eps(facts: Facts, name: str = "layer_norm_eps") -> dict[str, Any]:
 def _llama(facts: Facts) -> dict[str, Any]:
     biases = {"attention_bias": facts.has("blk.0.attn_q.bias"), "mlp_bias": facts.has("blk.0.ffn_gate.bias")}
     return {"hidden_act": "silu", **_rms_eps(facts), **biases}
+
+
+def _llama_or_mixtral(facts: Facts) -> dict[str, Any]:
+    """Llama, or Mixtral, which llama.cpp tells by its experts; it always makes their weights add up to one."""
+    if not facts.experts:
+        return _llama(facts)
+    if not normalized(facts, True):
+        raise unknown_weights(facts, "expert_weights_norm")
+    identity = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+    return {**identity, "hidden_act": "silu", **_rms_eps(facts), **experts(facts, "intermediate_size")}
 
 
 def _arcee(facts: Facts) -> dict[str, Any]:
@@ -66,6 +79,21 @@ def _granite(facts: Facts) -> dict[str, Any]:
 
 def _qwen(facts: Facts) -> dict[str, Any]:
     return {"hidden_act": "silu", **_rms_eps(facts), "use_sliding_window": False}
+
+
+def _qwen2moe(facts: Facts) -> dict[str, Any]:
+    return {
+        **_qwen(facts),
+        **experts(facts, "moe_intermediate_size"),
+        "norm_topk_prob": normalized(facts, False),
+        "shared_expert_intermediate_size": shape_of(facts, "blk.0.ffn_gate_shexp.weight")[0],
+        "qkv_bias": facts.has("blk.0.attn_q.bias"),
+    }
+
+
+def _qwen3moe(facts: Facts) -> dict[str, Any]:
+    mixture = experts(facts, "moe_intermediate_size")
+    return {**_qwen(facts), **mixture, "norm_topk_prob": normalized(facts, True)}
 
 
 def _gemma(facts: Facts) -> dict[str, Any]:
@@ -269,6 +297,11 @@ def _olmo2(facts: Facts) -> dict[str, Any]:
     }
 
 
+def _olmoe(facts: Facts) -> dict[str, Any]:
+    common = {"hidden_act": "silu", **_rms_eps(facts), "clip_qkv": facts.get("attention.clamp_kqv")}
+    return {**common, **experts(facts, "intermediate_size"), "norm_topk_prob": normalized(facts, False)}
+
+
 def _smollm3(facts: Facts) -> dict[str, Any]:
     return {**_llama(facts), "no_rope_layer_interval": 4}
 
@@ -355,16 +388,19 @@ FAMILIES: Mapping[str, Family] = {
     "gptneox": Family("gpt_neox", "GPTNeoXForCausalLM", _gptneox),
     "granite": Family("granite", "GraniteForCausalLM", _granite),
     "hunyuan-dense": Family("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", _llama),
-    "llama": Family("llama", "LlamaForCausalLM", _llama),
+    "llama": Family("llama", "LlamaForCausalLM", _llama_or_mixtral, mixes=True),
     "mistral3": Family("ministral3", "Ministral3ForCausalLM", _mistral3, frozenset({"sliding_window"})),
     "mpt": Family("mpt", "MptForCausalLM", _mpt),
     "nemotron": Family("nemotron", "NemotronForCausalLM", _nemotron),
     "olmo": Family("olmo", "OlmoForCausalLM", _olmo),
     "olmo2": Family("olmo2", "Olmo2ForCausalLM", _olmo2),
+    "olmoe": Family("olmoe", "OlmoeForCausalLM", _olmoe, mixes=True),
     "phi2": Family("phi", "PhiForCausalLM", _phi2),
     "phi3": Family("phi3", "Phi3ForCausalLM", _phi3),
     "qwen2": Family("qwen2", "Qwen2ForCausalLM", _qwen),
+    "qwen2moe": Family("qwen2_moe", "Qwen2MoeForCausalLM", _qwen2moe, mixes=True),
     "qwen3": Family("qwen3", "Qwen3ForCausalLM", _qwen),
+    "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", _qwen3moe, mixes=True),
     "seed_oss": Family("seed_oss", "SeedOssForCausalLM", _seed_oss),
     "smollm3": Family("smollm3", "SmolLM3ForCausalLM", _smollm3),
     "stablelm": Family("stablelm", "StableLmForCausalLM", _stablelm),

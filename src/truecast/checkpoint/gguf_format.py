@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def _check_decodable(container: Container) -> None:
 
 
 def _stored_tensor(facts: Facts, name: str, entry: TensorEntry, rewrite: Rewrite) -> StoredTensor:
+    if rewrite is Rewrite.SQUEEZED:
+        entry, rewrite = replace(entry, shape=(1, entry.shape[-1])), Rewrite.NONE
     kv_heads = facts.kv_heads
     heads = kv_heads if ".attn_k." in entry.name else facts.heads
     rows = _rows(entry)

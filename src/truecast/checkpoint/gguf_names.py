@@ -78,6 +78,21 @@ _POST_NORMS = {
 }
 _FUSED_QKV = {"attn_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}
 _FUSED_GATE = {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    **{f"ffn_{part}_exps": f"mlp.experts.{PER_ROW}.{part}_proj" for part in ("gate", "up", "down")},
+}
+"""The router, and the matrices of the experts: a row of the tensor each."""
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    **{f"ffn_{part}_shexp": f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down")},
+}
+_MIXTRAL_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": f"mlp.experts.{PER_ROW}.w1",
+    "ffn_up_exps": f"mlp.experts.{PER_ROW}.w3",
+    "ffn_down_exps": f"mlp.experts.{PER_ROW}.w2",
+}
 _ROTARY_ROWS = {"attn_q": Rewrite.HEAD_ROWS, "attn_k": Rewrite.HEAD_ROWS}
 
 _LLAMA = {**_PRE_NORMS, **_ATTENTION, **_GATED_MLP}
@@ -189,7 +204,15 @@ NAMINGS: Mapping[str, Naming] = {
     "hunyuan-dense": Naming(
         {**_LLAMA, "attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
     ),
-    "llama": Naming(_LLAMA, rewrites=_ROTARY_ROWS),
+    "llama": Naming(
+        _LLAMA,
+        rewrites=_ROTARY_ROWS,
+        variants={
+            "blk.0.ffn_gate_exps.weight": Naming(
+                {**_PRE_NORMS, **_ATTENTION, **_MIXTRAL_EXPERTS}, rewrites=_ROTARY_ROWS
+            )
+        },
+    ),
     "mistral3": Naming(_LLAMA, rewrites=_ROTARY_ROWS),
     "mpt": Naming(
         {
@@ -209,6 +232,7 @@ NAMINGS: Mapping[str, Naming] = {
     ),
     "olmo": Naming({**_ATTENTION, **_GATED_MLP}, rewrites=_ROTARY_ROWS),
     "olmo2": Naming({**_POST_NORMS, **_ATTENTION, **_GATED_MLP, **_QK_NORMS}),
+    "olmoe": Naming({**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, **_EXPERTS}),
     "phi2": Naming(
         {
             "attn_norm": "input_layernorm",
@@ -228,7 +252,12 @@ NAMINGS: Mapping[str, Naming] = {
         }
     ),
     "qwen2": Naming(_LLAMA),
+    "qwen2moe": Naming(
+        {**_PRE_NORMS, **_ATTENTION, **_EXPERTS, **_SHARED_EXPERT},
+        rewrites={"ffn_gate_inp_shexp": Rewrite.SQUEEZED},
+    ),
     "qwen3": Naming({**_LLAMA, **_QK_NORMS}),
+    "qwen3moe": Naming({**_PRE_NORMS, **_ATTENTION, **_QK_NORMS, **_EXPERTS}),
     "seed_oss": Naming(
         {
             "attn_norm": "input_layernorm",

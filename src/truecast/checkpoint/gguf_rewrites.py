@@ -21,6 +21,8 @@ class Rewrite(StrEnum):
     HEAD_ROWS = "head rows"
     """Within each head, rows of the two rotary halves were interleaved: row 2p + s holds row s·dim/2 + p."""
     TRANSPOSED = "transposed"
+    SQUEEZED = "squeezed"
+    """The one row of a matrix was written as a vector."""
     FUSED_HEADS = "fused heads"
     """The rows of each key/value head, [its query heads, k, v], were regrouped as [all q, all k, all v]."""
 
