@@ -53,7 +53,7 @@ def attempt(case: Case, precision: str, folder: Path) -> Outcome:
         case=case,
         model_type=case.config().model_type,
         precision=precision,
-        verdict=_verdict(manifest, error),
+        verdict=_verdict(manifest, error, folder),
         seconds=seconds,
         lowered=manifest.graph.lowered if manifest else {},
         traced=manifest.graph.traced if manifest else {},
@@ -70,13 +70,13 @@ def _manifest(out: Path) -> Manifest | None:
     return None
 
 
-def _verdict(manifest: Manifest | None, error: Exception | None) -> str:
+def _verdict(manifest: Manifest | None, error: Exception | None, folder: Path) -> str:
     if error is None:
         return str(manifest.certificate.status) if manifest else "nothing was written"
     if manifest and isinstance(error, ProofError):
         return "failed: " + _short("; ".join(check.name for check in manifest.certificate.checks if not check.passed))
     kind = "refused" if isinstance(error, InputError) else f"crashed: {type(error).__name__}"
-    return f"{kind}: {_short(str(error))}"
+    return f"{kind}: {_short(str(error).replace(f'{folder}/', ''))}"
 
 
 def _short(text: str) -> str:
