@@ -72,7 +72,7 @@ class StoredTensor:
     @property
     def is_quantized(self) -> bool:
         """Whether it is stored as codes: by its encoding, or by its parts, of which those of a stack may be floats."""
-        coded = (part.dtype.kind in "iub" or part.dtype.itemsize < 2 for part in self.parts)
+        coded = (part.is_quantized or part.dtype.kind in "iub" or part.dtype.itemsize < 2 for part in self.parts)
         return self.encoding is not None or any(coded)
 
     @property
