@@ -132,6 +132,35 @@ ARCHITECTURES = [
     ),
     Converted("glm4", "Glm4Config", _GLM, {**_RMS, "rope.dimension_count": 8, "rope.freq_base": 5e5}),
     Converted(
+        "gpt-oss",
+        "GptOssConfig",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "head_dim": 32,
+            "sliding_window": 5,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 4.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 16,
+            },
+        },
+        {
+            **_RMS,
+            **_COUNTS,
+            "attention.key_length": 32,
+            "attention.sliding_window": 5,
+            "rope.freq_base": 150000.0,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 16,
+        },
+    ),
+    Converted(
         "gpt2", "GPT2Config", {"n_embd": 64, "n_layer": BLOCKS, "n_head": 4, "n_positions": 64, "n_inner": 80}, _LAYER
     ),
     Converted(

@@ -134,12 +134,28 @@ def _matrices(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """The parameters, those of experts as a checkpoint has them: gate and up apart, each all experts of a layer."""
     for name, parameter in model.named_parameters():
         module, _, leaf = name.rpartition(".")
-        if leaf == "gate_up_proj" and module.endswith(".experts"):
+        if model.config.model_type == "gpt_oss" and (module.endswith(".experts") or leaf == "sinks"):
+            yield from _of_gpt_oss(module, leaf, parameter)
+        elif leaf == "gate_up_proj" and module.endswith(".experts"):
             gate, up = parameter.chunk(2, dim=1)
             yield f"{module}.gate_proj.weight", gate
             yield f"{module}.up_proj.weight", up
         else:
             yield (f"{name}.weight" if module.endswith(".experts") else name), parameter
+
+
+def _of_gpt_oss(module: str, leaf: str, parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Matrices as [experts, out, in]; the outputs of gate and up take turns in the model."""
+    if leaf == "sinks":
+        yield f"{module}.{leaf}.weight", parameter
+        return
+    suffix = "bias" if leaf.endswith("_bias") else "weight"
+    tall = parameter if suffix == "bias" else parameter.swapaxes(1, 2)
+    if leaf.startswith("gate_up"):
+        yield f"{module}.gate_proj.{suffix}", tall[:, 0::2]
+        yield f"{module}.up_proj.{suffix}", tall[:, 1::2]
+    else:
+        yield f"{module}.down_proj.{suffix}", tall
 
 
 def _fuse(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -210,8 +226,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 def add_tensor(
     writer: gguf.GGUFWriter, name: str, value: np.ndarray[Any, Any], kind: gguf.GGMLQuantizationType | None
 ) -> None:
-    """Adds a tensor; a matrix whose rows are whole blocks is quantized as `kind`, if one is given."""
-    if kind is None or value.ndim < 2 or value.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+    """Adds a tensor; a matrix whose rows are whole blocks is quantized as `kind`, if one is given; biases never are."""
+    if kind is None or value.ndim < 2 or name.endswith(".bias") or value.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
         writer.add_tensor(name, value)
     else:
         writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)

@@ -302,6 +302,20 @@ def _olmoe(facts: Facts) -> dict[str, Any]:
     return {**common, **experts(facts, "intermediate_size"), "norm_topk_prob": normalized(facts, False)}
 
 
+def _gpt_oss(facts: Facts) -> dict[str, Any]:
+    rope = rope_parameters(facts)
+    return {
+        "hidden_act": "silu",
+        **_rms_eps(facts),
+        **experts(facts, "intermediate_size"),
+        "attention_bias": facts.has("blk.0.attn_q.bias"),
+        "sliding_window": facts.size("attention.sliding_window"),
+        "layer_types": _layer_types(facts, pattern=2),
+        # The bounds of the model's YaRN are not rounded; no file states it.
+        "rope_parameters": {**rope, "truncate": False} if rope["rope_type"] == "yarn" else rope,
+    }
+
+
 def _smollm3(facts: Facts) -> dict[str, Any]:
     return {**_llama(facts), "no_rope_layer_interval": 4}
 
@@ -384,6 +398,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": Family("gemma2", "Gemma2ForCausalLM", _gemma2),
     "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", _gemma3),
     "glm4": Family("glm4", "Glm4ForCausalLM", _glm),
+    "gpt-oss": Family("gpt_oss", "GptOssForCausalLM", _gpt_oss, mixes=True),
     "gpt2": Family("gpt2", "GPT2LMHeadModel", _gpt2),
     "gptneox": Family("gpt_neox", "GPTNeoXForCausalLM", _gptneox),
     "granite": Family("granite", "GraniteForCausalLM", _granite),

@@ -32,6 +32,7 @@ from truecast.checkpoint.gguf_parts import read_whole
 from truecast.checkpoint.gguf_pieces import number_tensors, pieces
 from truecast.checkpoint.gguf_rewrites import Rewrite, keeps_blocks, row_unit, undo
 from truecast.checkpoint.gguf_tokenizer import tokenizer_files
+from truecast.checkpoint.gguf_turned import turned
 from truecast.checkpoint.mapping import map_array
 from truecast.checkpoint.model import Array, Checkpoint, FileRange, Reader, StoredTensor
 from truecast.errors import InputError
@@ -74,7 +75,8 @@ def open_gguf(path: Path) -> Checkpoint:
 def _notices(tensors: Collection[StoredTensor]) -> tuple[str, ...]:
     """What the user should know: matrices whose blocks no encoding holds are larger as floats."""
     plain = {kind.name for kind in PLAIN_DTYPES}
-    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1 and tensor.stored_as not in plain]
+    held = [tensor.matrices or tensor for tensor in tensors]
+    matrices = [tensor for tensor in held if len(tensor.shape) > 1 and tensor.stored_as not in plain]
     counts = Counter(tensor.stored_as for tensor in matrices if tensor.encoding is None)
     return tuple(
         f"{count} matrices stored as {kind} are read as float32: no integer codes give the values that the model needs."
@@ -111,6 +113,8 @@ def _tensors(facts: Facts) -> dict[str, StoredTensor]:
         if target is not None:
             held = pieces(facts, target, entry)
             tensors |= {name: _stored_tensor(facts, name, piece, target.rewrite) for name, piece in held}
+    if naming.turned:
+        tensors = turned(container.path, tensors)
     return tensors | {tensor.name: tensor for tensor in number_tensors(facts, naming)}
 
 

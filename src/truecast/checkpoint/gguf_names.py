@@ -40,7 +40,8 @@ class Naming:
     `globals` maps the stems outside the blocks, `leaves` the stems within a block, to module paths; `blocks` is the
     path of the list of blocks. `rewrites` maps a GGUF stem to the rewrite of its weight (and its bias, for rows).
     `numbers` maps metadata of one number per block to the parameter it is in transformers, with its shape. `variants`
-    are the namings of files that hold the tensor given.
+    are the namings of files that hold the tensor given. The path of a stem in `bare` is the parameter's whole name.
+    `turned` says that transformers has the experts as [in, out], gate and up taking turns (`gguf_turned`).
     """
 
     leaves: Mapping[str, str | tuple[str, ...]]
@@ -51,6 +52,8 @@ class Naming:
     rewrites: Mapping[str, Rewrite] = field(default_factory=dict)
     numbers: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     variants: Mapping[str, Naming] = field(default_factory=dict)
+    bare: frozenset[str] = frozenset()
+    turned: bool = False
 
 
 IGNORED = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
@@ -182,6 +185,18 @@ NAMINGS: Mapping[str, Naming] = {
             **_FUSED_GATE,
         }
     ),
+    "gpt-oss": Naming(
+        {
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            **_ATTENTION,
+            "attn_sinks": "self_attn.sinks",
+            **_EXPERTS,
+            "ffn_gate_inp": "mlp.router",
+        },
+        bare=frozenset({"attn_sinks"}),
+        turned=True,
+    ),
     "gpt2": Naming(
         _GPT2,
         _GPT2_GLOBALS,
@@ -306,7 +321,8 @@ def target_of(path: Path, naming: Naming, gguf_name: str) -> Target | None:
             "convert the original Hugging Face folder instead."
         )
     modules, leaf = place
-    return Target(tuple(f"{module}.{suffix}" for module in modules), _rewrite(naming, leaf, suffix))
+    names = modules if leaf in naming.bare else tuple(f"{module}.{suffix}" for module in modules)
+    return Target(names, _rewrite(naming, leaf, suffix))
 
 
 def _place(naming: Naming, stem: str) -> tuple[tuple[str, ...], str] | None:

@@ -6,7 +6,7 @@ read any run of rows of the matrices as one. Quantized alike, they stay encoded:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +68,40 @@ def joined(readers: Sequence[Reader], counts: Sequence[int]) -> Reader:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     return read
+
+
+def taking_turns(read: Reader, outputs: int) -> Reader:
+    """Of each `outputs` rows, the first and the second half take turns: first 0, second 0, first 1, …"""
+    half = outputs // 2
+
+    def turns(start: int, stop: int) -> Array:
+        pieces = [read(start, start)]
+        while start < stop:
+            first = start - start % outputs
+            low, high = start - first, min(stop - first, outputs)
+            pairs = low // 2, -(-high // 2)
+            both = [read(first + side + pairs[0], first + side + pairs[1]) for side in (0, half)]
+            rows = np.stack(both, 1).reshape(-1, *both[0].shape[1:])
+            pieces.append(rows[low - 2 * pairs[0] : high - 2 * pairs[0]])
+            start = first + high
+        return np.concatenate(pieces)
+
+    return turns
+
+
+def reordered(matrix: StoredTensor, order: Callable[[Reader], Reader]) -> StoredTensor:
+    """The same rows in another order: values, codes, scales and zero points alike."""
+
+    def factors(of: Sequence[Factor]) -> tuple[Factor, ...]:
+        return tuple(replace(factor, read=order(factor.read)) for factor in of)
+
+    encoding: Encoding | None = matrix.encoding
+    if encoding is not None:
+        encoding = replace(encoding, codes=order(encoding.codes), scales=factors(encoding.scales))
+    if isinstance(encoding, Affine):
+        zero = encoding.zero if isinstance(encoding.zero, int) else order(encoding.zero)
+        encoding = replace(encoding, zero=zero, offsets=factors(encoding.offsets))
+    return replace(matrix, reader=order(matrix.reader), encoding=encoding, verbatim=False)
 
 
 def _encoding(encodings: Sequence[Encoding | None], counts: Sequence[int]) -> Encoding | None:

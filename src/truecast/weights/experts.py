@@ -10,7 +10,7 @@ are asked for, the graph decodes such codes once, when it is loaded, and hands M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.checkpoint.bits import BYTE_BITS, pack, unpack
-from truecast.checkpoint.encoding import Affine, Encoding, Factor
 from truecast.checkpoint.model import Array, Reader, StoredTensor
+from truecast.checkpoint.stacks import reordered, taking_turns
 from truecast.dialects.expand import CONTRIB, NodeWriter, finish
 from truecast.errors import InputError
 from truecast.weights.binding import Operand
@@ -61,7 +61,7 @@ def as_matrix(tensor: StoredTensor, transposed: bool, halves: bool) -> StoredTen
     matrix = replace(matrix, shape=(experts * outputs, width), matrices=None)
     if not halves:
         return matrix
-    return _reordered(matrix, lambda read: _taking_turns(read, outputs))
+    return reordered(matrix, lambda read: taking_turns(read, outputs))
 
 
 def _flat(tensor: StoredTensor, transposed: bool, outputs: int) -> Reader:
@@ -76,39 +76,6 @@ def _flat(tensor: StoredTensor, transposed: bool, outputs: int) -> Reader:
         return flat[start - first * outputs : stop - first * outputs]
 
     return read
-
-
-def _taking_turns(read: Reader, outputs: int) -> Reader:
-    half = outputs // 2
-
-    def turns(start: int, stop: int) -> Array:
-        pieces = []
-        while start < stop:
-            first = start - start % outputs
-            low, high = start - first, min(stop - first, outputs)
-            pairs = low // 2, -(-high // 2)
-            both = [read(first + side + pairs[0], first + side + pairs[1]) for side in (0, half)]
-            rows = np.stack(both, 1).reshape(-1, *both[0].shape[1:])
-            pieces.append(rows[low - 2 * pairs[0] : high - 2 * pairs[0]])
-            start = first + high
-        return np.concatenate(pieces)
-
-    return turns
-
-
-def _reordered(matrix: StoredTensor, order: Callable[[Reader], Reader]) -> StoredTensor:
-    """The same rows in another order: values, codes, scales and zero points alike."""
-
-    def factors(of: Sequence[Factor]) -> tuple[Factor, ...]:
-        return tuple(replace(factor, read=order(factor.read)) for factor in of)
-
-    encoding: Encoding | None = matrix.encoding
-    if encoding is not None:
-        encoding = replace(encoding, codes=order(encoding.codes), scales=factors(encoding.scales))
-    if isinstance(encoding, Affine):
-        zero = encoding.zero if isinstance(encoding.zero, int) else order(encoding.zero)
-        encoding = replace(encoding, zero=zero, offsets=factors(encoding.offsets))
-    return replace(matrix, reader=order(matrix.reader), encoding=encoding, verbatim=False)
 
 
 # Forms ------------------------------------------------------------------------------------------------------------
