@@ -36,6 +36,7 @@ from truecast.calibration.caching import SETTING, with_quantized_cache
 from truecast.calibration.libraries import CALIBRATED, calibrated, library_version
 from truecast.calibration.texts import read_texts
 from truecast.checkpoint import Checkpoint, open_checkpoint
+from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.model import Array
 from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.describing import (
@@ -54,7 +55,6 @@ from truecast.errors import InputError, ProofError
 from truecast.requesting import ACTIVATIONS, AS_IS, PRECISIONS, Request
 from truecast.targets import Padding, Target, find_target
 from truecast.trace.decoder import Trace, trace_decoder
-from truecast.trace.divided import activation_scales
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical
 from truecast.trace.skeleton import load_config

@@ -44,8 +44,8 @@ from truecast.targets import Target, find_target
 from truecast.trace.author import AuthorModule
 from truecast.trace.capture import array_of
 from truecast.trace.cleaners import NONE, Cleaned, cleaned
+from truecast.trace.cleanup import forget_inner_shapes
 from truecast.trace.experts import modules_of_experts
-from truecast.trace.interface import forget_inner_shapes
 from truecast.trace.module import ModuleTrace, trace_module
 from truecast.trace.naming import canonical
 from truecast.trace.opening import HALF_DTYPES, ModuleSource, open_author

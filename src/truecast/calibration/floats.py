@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.errors import InputError
-from truecast.trace.divided import activation_scales
 from truecast.weights.sources import finite_rows
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

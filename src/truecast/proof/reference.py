@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.dialects.experts import ExpertsForm
 from truecast.proof.held import HeldWeight, row_chunks
@@ -26,7 +27,6 @@ from truecast.proof.operators import Array
 from truecast.proof.table import Stack
 from truecast.runtime.processors import default_threads
 from truecast.trace.author import AuthorModule
-from truecast.trace.divided import activation_scales
 from truecast.trace.experts import forms_of
 from truecast.trace.module import shared_names
 from truecast.trace.skeleton import (

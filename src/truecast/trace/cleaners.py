@@ -23,7 +23,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from truecast.errors import InputError
-from truecast.trace.interface import forget_inner_shapes
+from truecast.trace.cleanup import forget_inner_shapes
 from truecast.trace.naming import canonical
 
 NONE = "none"

@@ -275,3 +275,13 @@ RULES: Sequence[Rule] = (
     split_to_sequence,
     instance_norm,
 )
+
+
+def forget_inner_shapes(graph: ir.Graph) -> None:
+    """Drops the shapes of inner values: they hold the trace's own symbols, and the runtime infers better ones."""
+    ends = {*graph.inputs, *graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if value not in ends:
+                value.shape = None
+                value.type = None

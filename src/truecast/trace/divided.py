@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from truecast.checkpoint.model import Checkpoint, StoredTensor
+from truecast.checkpoint.divisions import SCALES
+from truecast.checkpoint.model import StoredTensor
 from truecast.dialects.probe import PROBE_SEED, agrees, author_call
 from truecast.errors import InputError
-
-SCALES = "scales"
 
 
 class DividedActivation(nn.Module):
@@ -40,11 +39,6 @@ class DividedActivation(nn.Module):
                 f"activation that they divide has {y.shape[-1]} channels; config.json belongs to another checkpoint."
             )
         return y / self.scales
-
-
-def activation_scales(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """The tensors that may divide an activation, by name: those of weights are no longer tensors of their own."""
-    return {name: tensor for name, tensor in checkpoint.tensors.items() if name.endswith(f".{SCALES}")}
 
 
 def divide_activations(

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.dialects.expand import NodeWriter
+from truecast.trace.cleanup import forget_inner_shapes
 from truecast.trace.decoder import Trace
 
 KEEP = "num_logits_to_keep"
@@ -104,13 +105,3 @@ def _keep_last_output(
     logits.name = f"{name}.all"
     result.name, result.type = name, logits.type
     graph.outputs[0] = result
-
-
-def forget_inner_shapes(graph: ir.Graph) -> None:
-    """Drops the shapes of inner values: they hold the trace's own symbols, and the runtime infers better ones."""
-    ends = {*graph.inputs, *graph.outputs}
-    for node in graph:
-        for value in node.outputs:
-            if value not in ends:
-                value.shape = None
-                value.type = None

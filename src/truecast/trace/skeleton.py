@@ -23,11 +23,12 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from truecast.checkpoint.divisions import SCALES
 from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.checkpoint.stacks import stack
 from truecast.errors import InputError
-from truecast.trace.divided import SCALES, divide_activations
+from truecast.trace.divided import divide_activations
 
 
 def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -28,11 +28,11 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.tasks import FEATURES, SENTENCES
 from truecast.errors import InputError
 from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
-from truecast.trace.divided import activation_scales
 from truecast.trace.pooling import read_pooling
 from truecast.trace.skeleton import load_config, with_divisions, without_data
 

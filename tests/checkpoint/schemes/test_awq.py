@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tests.checkpoint.schemes.stored import DATA, Array, assert_rows_agree, from_encoding, opened, save
 from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.bits import unpack
+from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.encoding import Affine
 from truecast.checkpoint.model import StoredTensor
 from truecast.checkpoint.schemes.awq import SCHEME
 from truecast.errors import InputError
-from truecast.trace.divided import activation_scales
 
 
 def test_a_symmetric_checkpoint_has_one_zero_point() -> None:
