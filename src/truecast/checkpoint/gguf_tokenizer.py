@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,9 @@ def tokenizer_files(container: Container, context_length: int | None) -> dict[st
     """The tokenizer's files by name, each made when its function is called; none when the file has no vocabulary."""
     files: dict[str, Callable[[], bytes]] = {"generation_config.json": lambda: generation_config(container)}
     if isinstance(container.metadata.get("tokenizer.ggml.tokens"), StringArray):
-        files["tokenizer.json"] = _uncollected(lambda: tokenizer_json(read_vocabulary(container)))
-        files["tokenizer_config.json"] = _uncollected(
-            lambda: tokenizer_config(read_vocabulary(container), context_length)
-        )
+        vocabulary = cache(lambda: read_vocabulary(container))
+        files["tokenizer.json"] = _uncollected(lambda: tokenizer_json(vocabulary()))
+        files["tokenizer_config.json"] = _uncollected(lambda: tokenizer_config(vocabulary(), context_length))
     return files
 
 

@@ -190,12 +190,14 @@ def merged(checkpoint: Checkpoint, model: PreTrainedModel) -> Checkpoint:
     """
     if not isinstance(model, PreTrainedModel):
         return checkpoint
-    known = model.state_dict()
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    if not converters:
+        return checkpoint
+    known = model.state_dict()
     found: dict[str, dict[str, list[str]]] = {}
-    for name in sorted(checkpoint.tensors, key=dot_natural_key) if converters else ():
+    for name in sorted(checkpoint.tensors, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
         if pattern is not None and name not in known and target in known:
             found.setdefault(target, {}).setdefault(pattern, []).append(name)
