@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.checkpoint.gguf_files import Converted
-from tests.checkpoint.test_gguf_encodings import random_rows
+from tests.checkpoint.gguf.files import Converted
+from tests.checkpoint.gguf.test_encodings import random_rows
 from tests.traces import traced_once
 from truecast.artifact import Manifest, Status, read_manifest
 from truecast.checkpoint import Checkpoint, open_checkpoint

@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.checkpoint.gguf_cases import BY_NAME as GGUF_CASES
+from tests.checkpoint.gguf.cases import BY_NAME as GGUF_CASES
 from tests.test_artifact import MANIFEST
 from truecast import describing, exporting
 from truecast.artifact import Certificate, Check, Manifest, Status, read_manifest, sha256_of

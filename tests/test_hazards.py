@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.checkpoint.gguf_cases import BY_NAME
+from tests.checkpoint.gguf.cases import BY_NAME
 from truecast.artifact import read_manifest
 from truecast.checkpoint import open_checkpoint
 from truecast.errors import InputError

@@ -22,7 +22,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from tests.checkpoint.gguf_cases import BY_NAME
+from tests.checkpoint.gguf.cases import BY_NAME
 from truecast.checkpoint import open_checkpoint
 from truecast.errors import InputError
 from truecast.inspection import Inspection, StorageGroup, inspect, recommended_precision, render

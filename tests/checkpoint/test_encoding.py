@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.encodings import E2M1, FLOAT8_VALUES, FP4, NF4, SCALES, Drawn, affines, factor, make_affine, make_codebook
 from truecast.checkpoint.encoding import Affine, Codebook, decode, groups_of, integer_image, product
-from truecast.checkpoint.gguf_encodings import IQ4_VALUES
+from truecast.checkpoint.gguf.encodings import IQ4_VALUES
 
 INTEGERS = np.array(IQ4_VALUES, np.float32)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.checkpoint.gguf_cases import BY_NAME as GGUF_CASES
+from tests.checkpoint.gguf.cases import BY_NAME as GGUF_CASES
 from tests.cli.conftest import Command
 
 BLOCKS = "choose one of 16, 32, 64, 128, 256."

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from gguf import GGMLQuantizationType
 
-from tests.checkpoint.gguf_cases import BY_NAME as GGUF_CASES
+from tests.checkpoint.gguf.cases import BY_NAME as GGUF_CASES
 from tests.docs.manual import GENERATED, PAGES, REPOSITORY, WRITTEN, Block, begins_with, blocks, commands, fits
 from tests.encoders import classifier, sentences
 from truecast.cli import main

@@ -13,7 +13,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from onnx.reference import ReferenceEvaluator
 
-from tests.checkpoint.gguf_files import Converted
+from tests.checkpoint.gguf.files import Converted
 from tests.conformance.shapes import SHAPE
 from tests.tiny import Case, tiny_checkpoint
 from truecast.artifact import Manifest, Status, read_manifest

@@ -32,7 +32,7 @@ from tests.encodings import (
 )
 from tests.weights.graphs import WIDTH, attention, embedding, feeds, kinds, linear, model, packed, value
 from tests.weights.stored import encoded, random, run_packed, stored
-from truecast.checkpoint.gguf_encodings import IQ4_VALUES
+from truecast.checkpoint.gguf.encodings import IQ4_VALUES
 from truecast.checkpoint.model import StoredTensor
 from truecast.weights import packing
 from truecast.weights.packing import Packer

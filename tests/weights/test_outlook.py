@@ -8,7 +8,7 @@ import gguf
 import onnx_ir as ir
 import pytest
 
-from tests.checkpoint.gguf_cases import BY_NAME as GGUF_CASES
+from tests.checkpoint.gguf.cases import BY_NAME as GGUF_CASES
 from truecast.artifact import read_manifest
 from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.exporting import Request, export

@@ -63,13 +63,13 @@ def _open_directory(folder: Path) -> Checkpoint:
 
 def _parts_of_one(files: Sequence[Path]) -> bool:
     # Not at the top, as in `_open_gguf`.
-    from truecast.checkpoint.gguf_parts import are_parts_of_one
+    from truecast.checkpoint.gguf.parts import are_parts_of_one
 
     return are_parts_of_one(files)
 
 
 def _open_gguf(path: Path) -> Checkpoint:
     # Importing the gguf package takes 0.4 s, which a safetensors checkpoint need not pay.
-    from truecast.checkpoint.gguf_format import open_gguf
+    from truecast.checkpoint.gguf.opening import open_gguf
 
     return open_gguf(path)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from truecast.checkpoint.gguf_experts import experts, normalized, shape_of, unknown_weights
-from truecast.checkpoint.gguf_facts import Facts
-from truecast.checkpoint.gguf_rope import DEFAULT_ROPE_THETA, partial_rope_parameters, rope_parameters
+from truecast.checkpoint.gguf.experts import experts, normalized, shape_of, unknown_weights
+from truecast.checkpoint.gguf.metadata import Facts
+from truecast.checkpoint.gguf.rope import DEFAULT_ROPE_THETA, partial_rope_parameters, rope_parameters
 from truecast.errors import InputError
 
 GEMMA3_ROPE_THETA = 1_000_000.0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from truecast.checkpoint.gguf_facts import Facts
+from truecast.checkpoint.gguf.metadata import Facts
 from truecast.checkpoint.model import Array
 from truecast.errors import InputError
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from truecast.checkpoint.gguf_container import Container
+from truecast.checkpoint.gguf.container import Container
 from truecast.checkpoint.model import Array
 from truecast.errors import InputError
 

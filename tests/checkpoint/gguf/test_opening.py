@@ -14,10 +14,10 @@ from gguf.quants import dequantize, quantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.checkpoint.gguf_cases import BY_NAME
-from tests.checkpoint.gguf_files import Converted, add_vocabulary, close
+from tests.checkpoint.gguf.cases import BY_NAME
+from tests.checkpoint.gguf.files import Converted, add_vocabulary, close
 from truecast.checkpoint import open_checkpoint
-from truecast.checkpoint.gguf_container import StringArray, read_container
+from truecast.checkpoint.gguf.container import StringArray, read_container
 from truecast.errors import InputError
 
 Kind = gguf.GGMLQuantizationType

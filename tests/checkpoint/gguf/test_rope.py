@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tests.checkpoint.gguf_cases import BY_NAME
-from tests.checkpoint.gguf_files import Converted
+from tests.checkpoint.gguf.cases import BY_NAME
+from tests.checkpoint.gguf.files import Converted
 from truecast.checkpoint import open_checkpoint
 from truecast.errors import InputError
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from truecast.checkpoint.gguf_facts import Facts
-from truecast.checkpoint.gguf_families import FAMILIES
-from truecast.checkpoint.gguf_rope import rope_parameters
+from truecast.checkpoint.gguf.architectures import FAMILIES
+from truecast.checkpoint.gguf.metadata import Facts
+from truecast.checkpoint.gguf.rope import rope_parameters
 from truecast.errors import InputError
 
 

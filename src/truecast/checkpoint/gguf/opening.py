@@ -22,17 +22,17 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from truecast.checkpoint.encoding import Encoding
-from truecast.checkpoint.gguf_config import hugging_face_config
-from truecast.checkpoint.gguf_container import Container, TensorEntry
-from truecast.checkpoint.gguf_encodings import encoding_of
-from truecast.checkpoint.gguf_facts import Facts
-from truecast.checkpoint.gguf_families import FAMILIES
-from truecast.checkpoint.gguf_names import NAMINGS, naming_of, target_of
-from truecast.checkpoint.gguf_parts import read_whole
-from truecast.checkpoint.gguf_pieces import number_tensors, pieces
-from truecast.checkpoint.gguf_rewrites import Rewrite, keeps_blocks, row_unit, undo
-from truecast.checkpoint.gguf_tokenizer import tokenizer_files
-from truecast.checkpoint.gguf_turned import turned
+from truecast.checkpoint.gguf.architectures import FAMILIES
+from truecast.checkpoint.gguf.config import hugging_face_config
+from truecast.checkpoint.gguf.container import Container, TensorEntry
+from truecast.checkpoint.gguf.encodings import encoding_of
+from truecast.checkpoint.gguf.interleaved import turned
+from truecast.checkpoint.gguf.metadata import Facts
+from truecast.checkpoint.gguf.names import NAMINGS, naming_of, target_of
+from truecast.checkpoint.gguf.parts import read_whole
+from truecast.checkpoint.gguf.rewrites import Rewrite, keeps_blocks, row_unit, undo
+from truecast.checkpoint.gguf.split_tensors import number_tensors, pieces
+from truecast.checkpoint.gguf.tokenizer import tokenizer_files
 from truecast.checkpoint.mapping import map_array
 from truecast.checkpoint.model import Array, Checkpoint, FileRange, Reader, StoredTensor
 from truecast.errors import InputError

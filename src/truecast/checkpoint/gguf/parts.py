@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from truecast.checkpoint.gguf_container import Container, read_container
+from truecast.checkpoint.gguf.container import Container, read_container
 from truecast.errors import InputError
 
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")

@@ -21,7 +21,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from truecast.checkpoint.encoding import MIDDLE, Affine, Codebook, Encoding, Factor, Factors
-from truecast.checkpoint.gguf_blocks import (
+from truecast.checkpoint.gguf.blocks import (
     FIVE_BITS_UP,
     SUB_BLOCKS,
     Blocks,
@@ -42,7 +42,7 @@ from truecast.checkpoint.gguf_blocks import (
     three_bits,
     two_bits,
 )
-from truecast.checkpoint.gguf_lattices import (
+from truecast.checkpoint.gguf.grids import (
     IQ1_TABLE,
     IQ2_TABLE,
     IQ3_S_TABLE,

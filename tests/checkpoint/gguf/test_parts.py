@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from tests.checkpoint.gguf_cases import BY_NAME
-from tests.checkpoint.gguf_files import close
+from tests.checkpoint.gguf.cases import BY_NAME
+from tests.checkpoint.gguf.files import close
 from truecast.checkpoint import open_checkpoint
 from truecast.errors import InputError
 

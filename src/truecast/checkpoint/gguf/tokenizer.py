@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from truecast.checkpoint.gguf_container import Container, StringArray
-from truecast.checkpoint.gguf_splitting import SPLITTINGS, Splitting
+from truecast.checkpoint.gguf.container import Container, StringArray
+from truecast.checkpoint.gguf.pretokenizers import SPLITTINGS, Splitting
 from truecast.errors import InputError
 
 SPACE = "\u2581"

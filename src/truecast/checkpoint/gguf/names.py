@@ -14,7 +14,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from truecast.checkpoint.gguf_rewrites import Rewrite
+from truecast.checkpoint.gguf.rewrites import Rewrite
 from truecast.errors import InputError
 
 PER_ROW = "{}"
@@ -41,7 +41,7 @@ class Naming:
     path of the list of blocks. `rewrites` maps a GGUF stem to the rewrite of its weight (and its bias, for rows).
     `numbers` maps metadata of one number per block to the parameter it is in transformers, with its shape. `variants`
     are the namings of files that hold the tensor given. The path of a stem in `bare` is the parameter's whole name.
-    `turned` says that transformers has the experts as [in, out], gate and up taking turns (`gguf_turned`).
+    `turned` says that transformers has the experts as [in, out], gate and up taking turns (`interleaved`).
     """
 
     leaves: Mapping[str, str | tuple[str, ...]]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import truecast
-from tests.checkpoint.gguf_cases import BY_NAME
+from tests.checkpoint.gguf.cases import BY_NAME
 from truecast.artifact import Status, read_manifest
 from truecast.checkpoint import open_checkpoint
-from truecast.checkpoint.gguf_names import NAMINGS
+from truecast.checkpoint.gguf.names import NAMINGS
 from truecast.errors import InputError
 from truecast.proof.held import held_weights, load_graph
 from truecast.proof.reference import Reference
@@ -87,7 +87,7 @@ def test_gate_and_up_exchanged_are_seen(tmp_path: Path, monkeypatch: pytest.Monk
     naming = NAMINGS["qwen3moe"]
     gate, up = naming.leaves["ffn_gate_exps"], naming.leaves["ffn_up_exps"]
     wrong = replace(naming, leaves={**naming.leaves, "ffn_gate_exps": up, "ffn_up_exps": gate})
-    monkeypatch.setattr("truecast.checkpoint.gguf_names.NAMINGS", {**NAMINGS, "qwen3moe": wrong})
+    monkeypatch.setattr("truecast.checkpoint.gguf.names.NAMINGS", {**NAMINGS, "qwen3moe": wrong})
     truecast.export(source, tmp_path / "out", precision="as-is", verify=False)
     want, got = decoded(source), held(source, tmp_path / "out")
     equal = {name for name, values in want.items() if np.array_equal(got[name], values)}

@@ -12,10 +12,11 @@ from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize, quantize
 
-from tests.checkpoint.gguf_cases import BY_NAME
-from truecast.checkpoint import gguf_encodings, open_checkpoint
+from tests.checkpoint.gguf.cases import BY_NAME
+from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.encoding import Affine, Codebook, Encoding, decode, integer_image
-from truecast.checkpoint.gguf_encodings import LAYOUTS, encoding_of
+from truecast.checkpoint.gguf import encodings
+from truecast.checkpoint.gguf.encodings import LAYOUTS, encoding_of
 
 Kind = gguf.GGMLQuantizationType
 Bytes = np.ndarray[Any, Any]
@@ -153,7 +154,7 @@ def test_blocks_shuffled_a_few_at_once_are_the_blocks_shuffled_together(
     raw = random_rows(kind, 11, 3)
     expected = dequantize(raw, kind)
     for blocks in (1, 2, 7, 32, 33, 34):
-        monkeypatch.setattr(gguf_encodings, "AT_ONCE", blocks * raw.shape[1] // 3)
+        monkeypatch.setattr(encodings, "AT_ONCE", blocks * raw.shape[1] // 3)
         np.testing.assert_array_equal(bits(decode(encoded(kind, raw), expected.shape[1], 0, 11)), bits(expected))
 
 

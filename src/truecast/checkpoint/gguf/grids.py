@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from gguf import quants
 
-from truecast.checkpoint.gguf_blocks import Blocks, at, low_nibbles
+from truecast.checkpoint.gguf.blocks import Blocks, at, low_nibbles
 from truecast.checkpoint.model import Array
 
 CODE_BITS = 4

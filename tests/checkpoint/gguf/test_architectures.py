@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.checkpoint.gguf_cases import ARCHITECTURES, BY_NAME
-from tests.checkpoint.gguf_files import Converted
+from tests.checkpoint.gguf.cases import ARCHITECTURES, BY_NAME
+from tests.checkpoint.gguf.files import Converted
 from truecast.checkpoint import Checkpoint, open_checkpoint
-from truecast.checkpoint.gguf_families import FAMILIES
-from truecast.checkpoint.gguf_names import NAMINGS
+from truecast.checkpoint.gguf.architectures import FAMILIES
+from truecast.checkpoint.gguf.names import NAMINGS
 from truecast.errors import InputError
 from truecast.trace.skeleton import merged
 

@@ -3,7 +3,7 @@
 Data flow: metadata and the shape of the first layer's stack → the settings that mixtures of experts share.
 
 The matrices themselves need nothing here: llama.cpp stacks them [experts, rows, width], so each expert is a run of
-whole blocks, and `gguf_names` names it as the transformers checkpoint does.
+whole blocks, and `names` names it as the transformers checkpoint does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf.constants import ExpertGatingFuncType
 
-from truecast.checkpoint.gguf_facts import Facts
+from truecast.checkpoint.gguf.metadata import Facts
 from truecast.errors import InputError
 
 STACK = "blk.0.ffn_gate_exps.weight"

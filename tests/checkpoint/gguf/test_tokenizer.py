@@ -16,9 +16,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from tests.checkpoint.gguf_files import close
-from truecast.checkpoint.gguf_container import Container, read_container
-from truecast.checkpoint.gguf_tokenizer import merges_from_scores, tokenizer_files
+from tests.checkpoint.gguf.files import close
+from truecast.checkpoint.gguf.container import Container, read_container
+from truecast.checkpoint.gguf.tokenizer import merges_from_scores, tokenizer_files
 from truecast.errors import InputError
 
 CORPUS = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.checkpoint.gguf_files import BLOCKS, Converted
+from tests.checkpoint.gguf.files import BLOCKS, Converted
 
 _RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
 _LAYER = {"attention.layer_norm_epsilon": 1e-5}

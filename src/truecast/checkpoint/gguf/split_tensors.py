@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from truecast.checkpoint.gguf_container import TensorEntry
-from truecast.checkpoint.gguf_facts import Facts
-from truecast.checkpoint.gguf_names import PER_ROW, Naming, Target
+from truecast.checkpoint.gguf.container import TensorEntry
+from truecast.checkpoint.gguf.metadata import Facts
+from truecast.checkpoint.gguf.names import PER_ROW, Naming, Target
 from truecast.checkpoint.model import Array, FileRange, StoredTensor
 from truecast.errors import InputError
 
