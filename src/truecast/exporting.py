@@ -6,7 +6,6 @@ Data flow: read (checkpoint) → trace (graph without weights) → bind (weights
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from truecast.calibration.libraries import CALIBRATED, calibrated, library_versi
 from truecast.calibration.texts import read_texts
 from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.checkpoint.divisions import activation_scales
+from truecast.checkpoint.folder import CONFIG_NAME, written_config
 from truecast.checkpoint.model import Array
 from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.describing import (
@@ -181,7 +181,7 @@ def _calibrated(
         report("calibrate", 1, 1)
         cast = _cast(given, folder, replace(request, precision=AS_IS), report, texts)
         asked = {
-            "source": source_of(checkpoint, {path.name: sha256_of(path) for path in checkpoint.files}),
+            "source": source_of(checkpoint, {name: sha256_of(path) for name, path in checkpoint.file_names.items()}),
             "precision": request.precision,
             "settings": _kept(cast) | request.settings() | {"library": library_version(request.method)},
             "notices": notices_of(checkpoint, request),
@@ -212,7 +212,7 @@ def _cast(
     """Reads, traces and binds into `folder`; returns the manifest with an unproven certificate."""
     target = find_target(request.target)
     with ThreadPoolExecutor(1) as aside:  # hashing needs no Python: it goes on while the model is traced
-        hashes = aside.submit(lambda: {path.name: sha256_of(path) for path in checkpoint.files})
+        hashes = aside.submit(lambda: {name: sha256_of(path) for name, path in checkpoint.file_names.items()})
         trace = _trace(checkpoint, target, request, report)
         sources = Sources(trace.merge(checkpoint), trace.parameters, trace.tied, trace.rename)
         packer = _bind(trace, sources, request, target)
@@ -317,5 +317,5 @@ def write_side_files(checkpoint: Checkpoint, target: Target, manifest: Manifest,
         (folder / name).write_bytes(content())
     if checkpoint.quantization is not None:  # the weights are no longer stored as these settings say
         plain = {key: value for key, value in checkpoint.config.items() if key not in CONFIG_KEYS}
-        (folder / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
+        (folder / CONFIG_NAME).write_bytes(written_config(plain))
     target.write_side_files(folder, checkpoint.config, manifest.graph)

@@ -198,7 +198,9 @@ def _write(
 def _described(written: _Written, source: ModuleSource, request: Request, target: Target) -> Manifest:
     """The manifest of a written graph."""
     checkpoint = written.checkpoint
-    hashes = {path.name: sha256_of(path) for path in checkpoint.files} or {STATE: state_digest(checkpoint)}
+    hashes = {name: sha256_of(path) for name, path in checkpoint.file_names.items()} or {
+        STATE: state_digest(checkpoint)
+    }
     info = module_info(checkpoint, request, written.trace, written.author)
     manifest = described(checkpoint, target, request, info, written.weights, dict(written.ignored), hashes)
     manifest = for_module(manifest, written.author, source.factory, request.exporter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from truecast.checkpoint import open_checkpoint
+from truecast.checkpoint.folder import read_config, written_config
 from truecast.checkpoint.pickles import conversion_command
 from truecast.errors import InputError
 
@@ -89,6 +91,51 @@ def test_a_config_that_cannot_be_read_is_refused(config: str, tmp_path: Path) ->
 def test_a_folder_without_tensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):
         open_checkpoint(folder(tmp_path, tensors=False))
+
+
+def test_the_configuration_names_the_file_of_the_weights(model: AutoModelForCausalLM, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "hf.safetensors")
+    folder(tmp_path, config=None)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_weights": "hf.safetensors"}))
+    checkpoint = open_checkpoint(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert list(checkpoint.file_names) == ["hf.safetensors"]
+    for name, tensor in checkpoint.tensors.items():
+        np.testing.assert_array_equal(tensor.read(), loaded[name].numpy())
+
+
+@pytest.mark.parametrize("named", ["[]", '"adapter_model.bin"', '"/etc/a.safetensors"'])
+def test_a_name_of_the_weights_that_is_none_is_refused(named: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="transformers_weights"):
+        open_checkpoint(folder(tmp_path, f'{{"model_type": "llama", "transformers_weights": {named}}}'))
+
+
+def test_a_lone_variant_is_named(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.fp16.safetensors")
+    with pytest.raises(InputError, match=r'"transformers_weights": "model\.fp16\.safetensors"'):
+        open_checkpoint(folder(tmp_path, tensors=False))
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_file({name: torch.zeros(2)}, tmp_path / name / "model.safetensors")
+    weight_map = {name: f"{name}/model.safetensors" for name in ("a", "b")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    checkpoint = open_checkpoint(folder(tmp_path, tensors=False))
+    assert list(checkpoint.file_names) == ["a/model.safetensors", "b/model.safetensors"]
+
+
+def test_numbers_that_json_lacks_are_read_and_written_as_transformers_does(tmp_path: Path) -> None:
+    limits = {"high": math.inf, "low": -math.inf, "none": math.nan}
+    LlamaConfig(limits=[limits], nested={"__float__": "Infinity", "more": 1}).save_pretrained(tmp_path)
+    config = read_config(tmp_path / "config.json")
+    assert str(config["limits"]) == str([limits])
+    assert config["nested"] == {"__float__": "Infinity", "more": 1}
+    (tmp_path / "config.json").write_bytes(written_config(config))
+    assert str(LlamaConfig.from_pretrained(tmp_path).limits) == str([limits])
 
 
 def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:

@@ -207,6 +207,44 @@ def test_a_tensor_that_is_not_in_its_shard_is_named(sharded: Path) -> None:
         read_folder_tensors(sharded)
 
 
+def test_shards_may_lie_in_subfolders(sharded: Path) -> None:
+    (sharded / "weights").mkdir()
+    for name in ("one", "two"):
+        (sharded / f"{name}.safetensors").rename(sharded / "weights" / f"{name}.safetensors")
+    index = (sharded / INDEX_NAME).read_text()
+    (sharded / INDEX_NAME).write_text(index.replace("one.s", "weights/one.s").replace("two.s", "weights/two.s"))
+    tensors = read_folder_tensors(sharded)
+    assert tensors is not None
+    assert tensors["c"].location.path == sharded / "weights" / "two.safetensors"
+
+
+def test_a_shard_gives_what_the_index_forgot_and_the_last_one_wins(sharded: Path) -> None:
+    save_file({"b": torch.full((2,), 9.0), "c": torch.zeros(4), "d": torch.ones(1)}, sharded / "two.safetensors")
+    tensors = read_folder_tensors(sharded)
+    assert tensors is not None
+    assert sorted(tensors) == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(tensors["b"].read(), [9.0, 9.0])
+
+
+def test_the_file_that_the_configuration_names_comes_before_others(sharded: Path) -> None:
+    save_file({"a": torch.zeros(3)}, sharded / SINGLE_NAME)
+    named = read_folder_tensors(sharded, "one.safetensors")
+    index = read_folder_tensors(sharded, INDEX_NAME)
+    assert named is not None
+    assert index is not None
+    assert (sorted(named), sorted(index)) == (["a", "b"], ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [("../one.safetensors", "no safetensors file or index in"), ("a.bin", "no saf"), ("a.safetensors", "is not there")],
+)
+def test_a_named_file_that_cannot_be_taken_is_refused(named: str, reason: str, sharded: Path) -> None:
+    for read in (read_folder_tensors, read_metadata):
+        with pytest.raises(InputError, match=reason):
+            read(sharded, named)
+
+
 @pytest.mark.parametrize(
     "content",
     [b"{", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {}}', b'{"weight_map": {"a": "../one.safetensors"}}'],

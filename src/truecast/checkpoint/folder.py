@@ -6,18 +6,30 @@ Data flow: folder → config.json → safetensors headers → quantized modules 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.pickles import PICKLE_SUFFIXES, refuse_pickle
-from truecast.checkpoint.safetensors_format import INDEX_NAME, SINGLE_NAME, read_folder_tensors, read_metadata
+from truecast.checkpoint.safetensors_format import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    SUFFIX,
+    read_folder_tensors,
+    read_metadata,
+)
 from truecast.checkpoint.schemes import resolve
 from truecast.checkpoint.tasks import MODULES_FILE
 from truecast.errors import InputError
 
 CONFIG_NAME = "config.json"
+WEIGHTS_KEY = "transformers_weights"
+"""Where config.json names the file that holds the weights."""
+FLOAT_KEY = "__float__"
+"""How transformers writes what JSON has no number for: {"__float__": "Infinity"} (configuration_utils.py)."""
+FLOATS: Mapping[str, float] = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 SIDE_FILE_NAMES = (
     CONFIG_NAME,
     "generation_config.json",
@@ -48,10 +60,11 @@ def open_folder(folder: Path) -> Checkpoint:
     if not any(folder.iterdir()):
         raise InputError(f"{folder} is empty; give a folder with config.json and {SINGLE_NAME}, or a GGUF file.")
     config = read_config(folder / CONFIG_NAME)
-    tensors = read_folder_tensors(folder)
+    named = config.get(WEIGHTS_KEY)
+    tensors = read_folder_tensors(folder, named)
     if tensors is None:
         raise _no_tensors(folder)
-    resolved = resolve(folder, config, tensors, read_metadata(folder))
+    resolved = resolve(folder, config, tensors, read_metadata(folder, named))
     return Checkpoint(
         folder,
         "safetensors",
@@ -74,12 +87,36 @@ def read_config(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise InputError(f"{path.parent} has no {CONFIG_NAME}; give the folder that save_pretrained() wrote.")
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes(), object_hook=_float)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); restore it from the model's source.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise InputError(f"{path} names no model_type; restore it from the model's source.")
+    if not isinstance(config.get(WEIGHTS_KEY), str | None):
+        raise InputError(f"{path} has a {WEIGHTS_KEY} that is no name of a file; restore it from the model's source.")
     return config
+
+
+def written_config(config: Mapping[str, Any]) -> bytes:
+    """A config.json with this content, as transformers writes it."""
+    return (json.dumps(_plain(config), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _float(values: dict[str, Any]) -> Any:
+    """The number that an object of JSON stands for, or the object."""
+    tag = values.get(FLOAT_KEY)
+    return FLOATS[tag] if len(values) == 1 and isinstance(tag, str) and tag in FLOATS else values
+
+
+def _plain(value: Any) -> Any:
+    """The inverse of `_float`, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {FLOAT_KEY: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    return value
 
 
 def _no_tensors(folder: Path) -> InputError:
@@ -88,6 +125,12 @@ def _no_tensors(folder: Path) -> InputError:
         return refuse_pickle(folder, pickle.name)
     if (folder / "adapter_config.json").is_file():
         return InputError(f"{folder} is an adapter without its base model; merge it into the base model first.")
+    others = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
+    if others:
+        return InputError(
+            f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}, and config.json does not say that its weights are "
+            f'in {others[0]}; if they are, add "{WEIGHTS_KEY}": "{others[0]}" to it.'
+        )
     return InputError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}; download the model's tensors into it.")
 
 

@@ -120,3 +120,9 @@ class Checkpoint:
             return ()
         stored = [part for tensor in self.tensors.values() for part in (tensor.parts or (tensor,))]
         return tuple(sorted({part.location.path for part in stored}))
+
+    @property
+    def file_names(self) -> dict[str, Path]:
+        """Those files by their names within the checkpoint's folder."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return {path.relative_to(folder).as_posix(): path for path in self.files}

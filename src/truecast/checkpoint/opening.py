@@ -11,6 +11,7 @@ from pathlib import Path
 from truecast.checkpoint.folder import open_folder
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.pickles import PICKLE_SUFFIXES, refuse_pickle
+from truecast.checkpoint.safetensors_format import INDEX_NAME, SUFFIX
 from truecast.errors import InputError
 
 GGUF_MAGIC = b"GGUF"
@@ -53,7 +54,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _open_directory(folder: Path) -> Checkpoint:
     files = sorted(folder.glob("*.gguf"))
-    if not files or any(folder.glob("*.safetensors")):
+    if not files or any(folder.glob(f"*{SUFFIX}")) or (folder / INDEX_NAME).is_file():
         return open_folder(folder)
     if len(files) > 1 and not _parts_of_one(files):
         names = ", ".join(file.name for file in files)

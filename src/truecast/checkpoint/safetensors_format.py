@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ml_dtypes
@@ -24,6 +24,7 @@ from truecast.errors import InputError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 METADATA_KEY = "__metadata__"
@@ -60,30 +61,54 @@ class _Entry:
     end: int
 
 
-def read_folder_tensors(folder: Path) -> dict[str, StoredTensor] | None:
-    """The tensors of the safetensors checkpoint in `folder` by name; None when it holds none.
+def weights_file(folder: Path, named: str | None = None) -> Path | None:
+    """The file that transformers takes the weights of `folder` from: one of safetensors, or an index of several.
+
+    It is the one that config.json names (`named`, its `transformers_weights`), else model.safetensors, else its index;
+    None where there is none (`_get_resolved_checkpoint_files` in transformers' modeling_utils.py).
+
+    Raises:
+        InputError: the named file is no safetensors file or index, is outside of the folder, or is not there.
+    """
+    if named is None:
+        return next((folder / name for name in (SINGLE_NAME, INDEX_NAME) if (folder / name).is_file()), None)
+    if not named.endswith((SUFFIX, INDEX_SUFFIX)) or not _is_inside(named):
+        raise InputError(
+            f"config.json of {folder} names {named!r} as its weights (transformers_weights), which is no safetensors "
+            "file or index in that folder; restore config.json from the model's source."
+        )
+    if not (folder / named).is_file():
+        raise InputError(
+            f"config.json of {folder} says that its weights are in {named} (transformers_weights), which is not there; "
+            "download it into the folder."
+        )
+    return folder / named
+
+
+def read_folder_tensors(folder: Path, named: str | None = None) -> dict[str, StoredTensor] | None:
+    """The tensors of the safetensors checkpoint in `folder` by name; None when it holds none. `named` as above.
 
     Raises:
         InputError: a file is truncated or corrupt, or the index and the shards do not agree.
     """
-    if (folder / SINGLE_NAME).is_file():
-        return read_file(folder / SINGLE_NAME)
-    if (folder / INDEX_NAME).is_file():
-        return _read_shards(folder / INDEX_NAME)
-    return None
+    path = weights_file(folder, named)
+    if path is None:
+        return None
+    return _read_shards(folder, path) if path.name.endswith(INDEX_SUFFIX) else read_file(path)
 
 
-def read_metadata(folder: Path) -> dict[str, str]:
+def read_metadata(folder: Path, named: str | None = None) -> dict[str, str]:
     """The texts in the headers of the folder's safetensors files, all shards together; the last shard wins.
 
     Raises:
         InputError: a header cannot be read, or its metadata are not texts.
     """
-    if (folder / SINGLE_NAME).is_file():
-        return _file_metadata(folder / SINGLE_NAME)
-    if not (folder / INDEX_NAME).is_file():
+    path = weights_file(folder, named)
+    if path is None:
         return {}
-    shards = _present_shards(folder / INDEX_NAME, _read_weight_map(folder / INDEX_NAME))
+    if not path.name.endswith(INDEX_SUFFIX):
+        return _file_metadata(path)
+    shards = _present_shards(folder, path, _read_weight_map(path))
     return {key: text for shard in shards for key, text in _file_metadata(folder / shard).items()}
 
 
@@ -107,41 +132,46 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     return {entry.name: _stored_tensor(path, data_start, entry) for entry in entries}
 
 
-def _read_shards(index_path: Path) -> dict[str, StoredTensor]:
+def _read_shards(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
+    """All tensors of the shards, as transformers takes them: of two by one name the one in the last shard by name."""
     weight_map = _read_weight_map(index_path)
-    shards = {name: read_file(index_path.parent / name) for name in _present_shards(index_path, weight_map)}
-    absent = next((name for name, shard in weight_map.items() if name not in shards[shard]), None)
+    tensors: dict[str, StoredTensor] = {}
+    for shard in _present_shards(folder, index_path, weight_map):
+        tensors |= read_file(folder / shard)
+    absent = next((name for name in weight_map if name not in tensors), None)
     if absent is not None:
         raise InputError(
             f"{index_path} says that tensor {absent} is in {weight_map[absent]}, but it is not; "
             "download the index and that shard again."
         )
-    return {name: shards[shard][name] for name, shard in weight_map.items()}
+    return tensors
 
 
-def _present_shards(index_path: Path, weight_map: Mapping[str, str]) -> list[str]:
+def _present_shards(folder: Path, index_path: Path, weight_map: Mapping[str, str]) -> list[str]:
     shards = sorted(set(weight_map.values()))
-    missing = next((name for name in shards if not (index_path.parent / name).is_file()), None)
+    missing = next((name for name in shards if not (folder / name).is_file()), None)
     if missing is not None:
-        raise InputError(
-            f"{index_path} names the shard {missing}, which is not in {index_path.parent}; download it again."
-        )
+        raise InputError(f"{index_path} names the shard {missing}, which is not in {folder}; download it again.")
     return shards
 
 
 def _read_weight_map(index_path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index_path.read_bytes())["weight_map"]
-        valid = all(isinstance(name, str) and _is_file_name(shard) for name, shard in weight_map.items())
+        valid = all(isinstance(name, str) and _is_inside(shard) for name, shard in weight_map.items())
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(index_path, f"its weight_map cannot be read ({error!r})") from error
     if not valid or not weight_map:
-        raise _corrupt(index_path, "its weight_map does not map tensor names to file names in the same folder")
+        raise _corrupt(index_path, "its weight_map does not map tensor names to files in the same folder")
     return dict(weight_map)
 
 
-def _is_file_name(value: object) -> bool:
-    return isinstance(value, str) and value not in {"", ".", ".."} and Path(value).name == value
+def _is_inside(value: object) -> bool:
+    """Whether a name is that of a file in the folder or in one of its subfolders, and leads nowhere else."""
+    if not isinstance(value, str) or value in {"", "."} or "\\" in value:
+        return False
+    path = PurePosixPath(value)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -39,7 +39,7 @@ def files_check(folder: Path, manifest: Manifest, data: Sequence[str], report: P
 
 def source_check(manifest: Manifest, checkpoint: Checkpoint, report: Progress) -> Check:
     """The checkpoint's tensor files against the hashes of when the artifact was made."""
-    files = {path.name: path for path in checkpoint.files}
+    files = checkpoint.file_names
     known = manifest.source.sha256
     faults = [f"{name} is not in {checkpoint.path}" for name in sorted(set(known) - set(files))]
     faults += [f"{name} was not there when the artifact was made" for name in sorted(set(files) - set(known))]
