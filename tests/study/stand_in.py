@@ -26,7 +26,7 @@ def main(job_file: str, answer_file: str) -> None:
     behave(behaviour, place)
     answer = {"proof": "proven: 3 of 3 checks"} if step == "prepare" else measured(job)
     if behaviour == "blame":
-        answer = {"state": "failed", "reason": "there is no such output", "blames_input": True}
+        answer = {"state": "failed", "reason": "there is no such output"}
     Path(answer_file).write_text(json.dumps(answer))
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.study.building import STAND_IN, plan_of
-from truecast.study.plan import Plan
+from truecast.study.plan import Plan, Variants
 from truecast.study.process import Stopped, ended_by, run_worker
 from truecast.study.variants import Variant
 from truecast.study.worker import Answer, Job, Step
@@ -62,6 +62,22 @@ def test_ending_without_an_answer_is_no_success(tmp_path: Path) -> None:
     assert answer["reason"] == "its process ended with status 3 and no answer while being measured"
     answer = behaving(tmp_path, "nothing")
     assert answer["reason"] == "its process ended with status 0 and no answer while being measured"
+
+
+def test_the_reason_of_an_error_is_its_first_line(tmp_path: Path) -> None:
+    script = tmp_path / "raises.py"
+    script.write_text("raise ValueError('the first line\\n  of several\\nsee https://example.org/what-is-this')\n")
+    answer = run_worker(job(tmp_path), command=(sys.executable, str(script)))
+    assert answer["reason"] == (
+        "its process ended with status 1 and no answer while being measured: ValueError: the first line"
+    )
+
+
+def test_a_job_with_files_of_others_reaches_the_worker(tmp_path: Path) -> None:
+    told = job(tmp_path)
+    block = Variants(file=("a.onnx",))
+    told = told.model_copy(update={"plan": told.plan.model_copy(update={"variants": (block,)})})
+    assert Job.model_validate_json(told.model_dump_json()) == told
 
 
 def test_hanging_ends_at_the_limit(tmp_path: Path) -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 
 import pytest
 
 from tests.study.building import PLAN, plan_of, row
-from truecast.study.charts import memory_chart, scatter_chart
+from truecast.study.charts import memory_chart, scatter_chart, speed_chart
+from truecast.study.labels import Box, place_labels
 from truecast.study.plan import Accept
 from truecast.study.report_html import html
 from truecast.study.report_markdown import escaped, markdown
 from truecast.study.reports import write_reports
 from truecast.study.results import Noted, Report, Row
-from truecast.study.tables import failures, latencies, summary, without_empty
+from truecast.study.tables import BORDER, column_widths, failures, fitted, latencies, summary, without_empty
 from truecast.study.verdict import judge
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\" | pipes ]]>"
@@ -64,7 +65,7 @@ def test_html_has_tables_charts_findings_and_versions(tmp_path: Path) -> None:
     root = document(tmp_path)
     titles = [element.text for element in root.iter("h2")]
     assert titles == [
-        *("Variants", "Did not work", "Score against latency", "Memory", "Latency", "Findings"),
+        *("Variants", "Did not work", "Score against latency", "Speed", "Accuracy", "Memory", "Latency", "Findings"),
         *("How it was measured", "Versions and processor"),
     ]
     tables = [table for table in root.iter("table") if table.get("class") == "sortable"]
@@ -81,17 +82,58 @@ def test_html_has_tables_charts_findings_and_versions(tmp_path: Path) -> None:
 
 def test_the_chart_shows_every_point_and_the_front(tmp_path: Path) -> None:
     root = document(tmp_path)
-    scatter, memory = root.iter("svg")
+    scatter, speed, accuracy, memory = root.iter("svg")
     circles = list(scatter.iter("circle"))
     assert len(circles) == 3
     (line,) = scatter.iter("polyline")
     corners = {tuple(map(float, corner.split(","))) for corner in line.attrib["points"].split()}
-    ringed = {(float(it.attrib["cx"]), float(it.attrib["cy"])) for it in circles if "stroke" in it.attrib}
+    ringed = {(float(it.attrib["cx"]), float(it.attrib["cy"])) for it in circles if "best" in it.attrib["class"]}
     assert corners == ringed
     assert len(corners) == 2  # float32 in ONNX beats it in PyTorch; int8 is cheaper still and worse
     box = [float(number) for number in scatter.attrib["viewBox"].split()]
     assert all(0 < float(it.attrib["cx"]) < box[2] and 0 < float(it.attrib["cy"]) < box[3] for it in circles)
     assert len(list(memory.iter("rect"))) == 6
+    assert len(list(speed.iter("rect"))) == len(list(accuracy.iter("rect"))) == 3
+    assert "0.700 (0.382 to 0.898)" in [text.text for text in accuracy.iter("text")]
+
+
+def test_speeds_have_the_clocks_noise_on_either_side(tmp_path: Path) -> None:
+    noisy = report(tmp_path).model_copy(update={"drift": 1.25})
+    chart = ElementTree.fromstring(speed_chart(noisy))
+    bars = [float(bar.attrib["x"]) + float(bar.attrib["width"]) for bar in chart.iter("rect")]
+    start = float(next(chart.iter("rect")).attrib["x"])
+    ends = [(float(line.attrib["x1"]), float(line.attrib["x2"])) for line in chart.iter("line")][::3]
+    for bar, (low, high) in zip(bars, ends, strict=True):
+        assert (high - start) / (bar - start) == pytest.approx(1.25, abs=0.01)
+        assert (bar - start) / (low - start) == pytest.approx(1.25, abs=0.01)
+
+
+def test_no_name_lies_on_another_or_on_a_dot() -> None:
+    dots = [(400.0 + x, 200.0 + y) for x in (0.0, 3.0, 30.0) for y in (0.0, 1.0, 6.0, 12.0)] + [(790.0, 30.0)]
+    labels = place_labels(dots, [f"onnx variant {number}" for number in range(len(dots))], Box(80, 20, 820, 370))
+    for one, other in combinations(labels, 2):
+        assert one.box.overlap(other.box) == 0
+    for label in labels:
+        assert all(label.box.overlap(Box(x - 6, y - 6, x + 6, y + 6)) == 0 for x, y in dots)
+        assert Box(80, 20, 820, 370).holds(label.box)
+
+
+def test_no_colour_is_fixed_outside_the_style_sheet(tmp_path: Path) -> None:
+    text = html(report(tmp_path))
+    style, body = text.split("</style>")
+    assert "prefers-color-scheme: dark" in style
+    assert not re.search(r"#[0-9a-f]{3,6}\b", body.split("<script>")[0])
+
+
+@pytest.mark.parametrize("width", [80, 100, 240])
+def test_a_table_is_parted_rather_than_cut(tmp_path: Path, width: int) -> None:
+    whole = without_empty(summary(report(tmp_path)))
+    parts = fitted(whole, width)
+    assert [heading for part in parts for heading in part.headings[1:]] == list(whole.headings[1:])
+    for part in parts:
+        assert [row[0] for row in part.rows] == [row[0] for row in whole.rows]
+        assert 1 + sum(size + BORDER for size in column_widths(part)) <= width
+    assert (len(parts) == 1) == (width == 240)
 
 
 def test_charts_of_one_point_and_of_none(tmp_path: Path) -> None:

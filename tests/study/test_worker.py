@@ -205,7 +205,6 @@ def test_an_error_is_an_answer(studied: Path, tmp_path: Path) -> None:
     assert json.loads(answer.read_text()) == {
         "state": "failed",
         "reason": "The model has no output 'logit' for data.labels; did you mean 'logits'?",
-        "blames_input": True,
     }
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from truecast.runtime.answers import Answer
     from truecast.runtime.model import Generation
     from truecast.study import Report
+    from truecast.study.tables import Table as Measured
 
 PIPED_WIDTH = 240
 """Columns where there is no terminal, so that no table is cut or folded."""
@@ -94,18 +95,31 @@ def studied(report: Report, out: Path, as_json: bool) -> int:
     if as_json:
         _print(report.model_dump(mode="json"))
         return 0
-    from truecast.study.tables import failures, summary, without_empty
+    from truecast.study.tables import failures, fitted, summary, without_empty
 
-    for table in (summary(report), failures(report)):
-        if table.rows:
-            filled = without_empty(table)
-            shown = Table(*filled.headings)
-            for row in filled.rows:
-                shown.add_row(*(Text(entry.text) for entry in row))
-            _print(shown)
+    variants, failed = summary(report), failures(report)
+    for part in fitted(without_empty(variants), _width()) if variants.rows else ():
+        _print(_measured_table(part))
+    if failed.rows:
+        shown = Table(*failed.headings)
+        for name, reason in failed.rows:
+            shown.add_row(Text(name.text), Text(reason.text))
+        _print(shown)
     for line in (report.verdict.sentence, *report.verdict.reasons, f"The report is in {out / 'report.html'}."):
         _print(Text(line))
     return 0
+
+
+def _measured_table(part: Measured) -> Table:
+    """A table of numbers, none of which is cut or folded."""
+    from truecast.study.tables import column_widths
+
+    shown = Table()
+    for number, (heading, width) in enumerate(zip(part.headings, column_widths(part), strict=True)):
+        shown.add_column(heading, width=width, justify="right" if number else "left", overflow="fold")
+    for row in part.rows:
+        shown.add_row(*(Text(entry.text) for entry in row))
+    return shown
 
 
 def answered(answer: Answer, as_json: bool) -> int:
@@ -205,5 +219,9 @@ def _print(result: RenderableType | dict[str, Any]) -> None:
     if isinstance(result, dict):
         print(json.dumps(result, indent=1, ensure_ascii=False))
         return
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
-    Console(width=width, highlight=False).print(result)
+    Console(width=_width(), highlight=False).print(result)
+
+
+def _width() -> int:
+    """Columns to print in: the terminal's."""
+    return Console().width if sys.stdout.isatty() else PIPED_WIDTH

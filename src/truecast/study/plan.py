@@ -154,7 +154,7 @@ class Variants(_Table):
 
     @model_validator(mode="after")
     def _file_alone(self) -> Variants:
-        extra = self.model_fields_set - {"file", "provider"}
+        extra = [name for name, value in self if value is not None and name not in ("file", "provider")]
         if self.file is not None and extra:
             raise ValueError(f"an existing file cannot be given {', '.join(sorted(extra))}; take it out of this block")
         for name, known in KNOWN.items():

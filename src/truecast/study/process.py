@@ -21,6 +21,7 @@ WORKER = (sys.executable, "-m", "truecast.study.worker")
 POLL_SECONDS = 0.05
 """Between looks at a worker's memory: 1 GB/s of new memory then overshoots a limit by 50 MB."""
 LONGEST_LINE = 200
+TRACEBACK = "Traceback (most recent call last)"
 DOING = {"prepare": "being exported", "measure": "being measured"}
 
 
@@ -61,7 +62,7 @@ def run_worker(job: Job, stopped: Callable[[], bool] = lambda: False, command: S
     if process.returncode == 0 and answer.is_file():
         found: Answer = json.loads(answer.read_text(encoding="utf-8"))
         return found
-    last = last_line(log)
+    last = last_words(log)
     ended = ended_by(process.returncode)
     return failure(f"its process {ended} while {DOING[job.step]}" + (f": {last}" if last else ""))
 
@@ -98,7 +99,12 @@ def ended_by(status: int) -> str:
         return f"was ended by signal {-status}"
 
 
-def last_line(log: Path) -> str:
-    """The last line that a worker wrote, cut to a length that fits a table."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:LONGEST_LINE] if lines else ""
+def last_words(log: Path) -> str:
+    """The first line of the error that ended a worker, else the last line it wrote, cut to a length that fits a table.
+
+    Behind Python's traceback the error is the first line that is not indented; an error's own further lines follow it.
+    """
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    traced = [number for number, line in enumerate(lines) if line.startswith(TRACEBACK)]
+    errors = [line for line in lines[traced[-1] + 1 :] if not line[0].isspace()] if traced else []
+    return (errors[:1] or lines[-1:] or [""])[0].strip()[:LONGEST_LINE]

@@ -5,22 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from truecast.study.charts import memory_chart, scatter_chart
+from truecast.study.charts import accuracy_chart, memory_chart, scatter_chart, speed_chart
 from truecast.study.report_markdown import about, how
-from truecast.study.results import Report
+from truecast.study.results import Report, Verdict
 from truecast.study.tables import Table, failures, latencies, summary, without_empty
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #1c2430 }
-h2 { margin-top: 2.5rem } .verdict { border-left: 5px solid #2a6; padding: .5rem 1rem; background: #f3f6f9 }
-.against { border-color: #c33 } .scroll { overflow-x: auto }
+:root { color-scheme: light dark; --text: #1c2430; --page: #fff; --panel: #f3f6f9; --rule: #dde3ea; --torch: #8a94a3;
+  --onnx: #2a6fb8; --mapped: #b9d1ea; --front: #2a6; --bad: #b11; --warn: #a60; --info: #567 }
+@media (prefers-color-scheme: dark) { :root { --text: #dfe5ec; --page: #14181e; --panel: #1d232b; --rule: #343d49;
+  --torch: #8a94a3; --onnx: #5a9fe4; --mapped: #2f4d6e; --front: #4c8; --bad: #f77; --warn: #eb5; --info: #9ab } }
+* { box-sizing: border-box }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: var(--text);
+  background: var(--page) }
+h2 { margin-top: 2.5rem }
+.verdict { border-left: 5px solid var(--front); padding: .5rem 1rem; background: var(--panel) }
+.against { border-color: var(--bad) } .void { border-color: var(--warn) }
+.scroll { overflow: auto; max-width: 100%; max-height: 80vh; border: 1px solid var(--rule) }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #dde3ea; text-align: right; white-space: nowrap }
-th:first-child, td:first-child, table.words td, table.words th { text-align: left; white-space: normal }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap }
+thead th { position: sticky; top: 0; background: var(--panel) }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); text-align: left }
+table.words td, table.words th { text-align: left; white-space: normal; overflow-wrap: anywhere }
 table.sortable th { cursor: pointer } th[aria-sort=ascending]::after { content: " ▲" }
-th[aria-sort=descending]::after { content: " ▼" } tr:hover td { background: #f3f6f9 }
-svg { max-width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: #1c2430 }
-.error { color: #b11 } .warning { color: #a60 } .info { color: #567 }
+th[aria-sort=descending]::after { content: " ▼" } tr:hover td { background: var(--panel) }
+svg { max-width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: var(--text) }
+svg .torch { fill: var(--torch) } svg .onnx { fill: var(--onnx) } svg .mapped { fill: var(--mapped) }
+svg .best { stroke: var(--front); stroke-width: 3 }
+svg polyline.front { fill: none; stroke: var(--front); stroke-width: 2 }
+svg .grid { stroke: var(--rule) } svg .leader { stroke: var(--torch) }
+svg .whisker { stroke: var(--text); stroke-width: 1.5 }
+.error { color: var(--bad) } .warning { color: var(--warn) } .info { color: var(--info) }
 """
 
 SCRIPT = """
@@ -53,13 +68,15 @@ def _lines(report: Report) -> Iterator[str]:
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
     yield f"<title>{name}</title><style>{STYLE}</style></head><body>"
     yield f"<h1>{name}</h1>"
-    side = "verdict" if report.verdict.use_onnx else "verdict against"
-    yield f'<div class="{side}"><p><strong>{escape(report.verdict.sentence)}</strong></p><ul>'
+    yield f'<div class="{_side(report.verdict)}"><p><strong>{escape(report.verdict.sentence)}</strong></p><ul>'
     yield from (f"<li>{escape(reason)}</li>" for reason in report.verdict.reasons)
     yield "</ul></div>" if report.verdict.reasons else "<li>Nothing else.</li></ul></div>"
     yield from _table(summary(report), "sortable")
     yield from _table(failures(report), "words")
     yield f"<h2>Score against latency</h2>{scatter_chart(report)}"
+    yield f"<h2>Speed</h2>{speed_chart(report)}"
+    if accuracies := accuracy_chart(report):
+        yield f"<h2>Accuracy</h2>{accuracies}"
     yield f"<h2>Memory</h2>{memory_chart(report)}"
     yield from _table(latencies(report), "sortable")
     yield from _findings(report)
@@ -68,6 +85,13 @@ def _lines(report: Report) -> Iterator[str]:
     yield "</ul>"
     yield from _environments(report)
     yield f"<script>{SCRIPT}</script></body></html>"
+
+
+def _side(verdict: Verdict) -> str:
+    """The classes of the verdict's box."""
+    if verdict.void:
+        return "verdict void"
+    return "verdict" if verdict.use_onnx else "verdict against"
 
 
 def _table(table: Table, kind: str) -> Iterator[str]:
@@ -116,6 +140,6 @@ def _environments(report: Report) -> Iterator[str]:
     for environment, names in seen.items():
         if len(seen) > 1:
             yield f"<p>{escape(', '.join(names))}</p>"
-        yield '<table class="words"><tbody>'
+        yield '<div class="scroll"><table class="words"><tbody>'
         yield from (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in environment)
-        yield "</tbody></table>"
+        yield "</tbody></table></div>"

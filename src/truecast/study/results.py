@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from truecast.study.variants import Variant
 
 SCHEMA_VERSION = 1
+Z_95 = 1.959964
+"""The normal distribution's quantile of 97.5 %."""
 
 
 class _Record(BaseModel):
@@ -80,6 +82,17 @@ class Head(_Record):
     agreement: float | None = None
     spearman: float | None = None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where the accuracy over endlessly many rows of this kind lies, at 95 % (Wilson's score interval, 1927)."""
+        if self.accuracy is None or not self.rows:
+            return None
+        share, total = self.accuracy, self.rows
+        centre = share + Z_95**2 / (2 * total)
+        reach = Z_95 * math.sqrt(share * (1 - share) / total + Z_95**2 / (4 * total**2))
+        scale = 1 + Z_95**2 / total
+        return (centre - reach) / scale, (centre + reach) / scale
+
 
 class Likeness(_Record):
     """One output against PyTorch's in float32: the cosine of each row (mean and lowest; None: NaN or Inf among them).
@@ -97,18 +110,30 @@ class Likeness(_Record):
 class Footprint(_Record):
     """What a loaded model takes. Bytes of memory are the process's after the latencies were measured.
 
-    `bare_anonymous` is what the process held with its libraries and no model. `load_seconds` opens the model;
-    `first_call_seconds` is the first call behind that. `device` is None where no device is used or none can be asked.
+    `bare_anonymous` and `bare_file_backed` are what the process held with its libraries and no model. `load_seconds`
+    opens the model; `first_call_seconds` is the first call behind that. `device` is None where no device is used or
+    none can be asked.
     """
 
     disk: int
     load_seconds: float
     first_call_seconds: float
     bare_anonymous: int
+    bare_file_backed: int = 0
     anonymous: int
     file_backed: int
     peak: int
     device: int | None = None
+
+    @property
+    def process(self) -> int:
+        """Bytes of the whole process."""
+        return self.anonymous + self.file_backed
+
+    @property
+    def model(self) -> int:
+        """Bytes that came with the model: the process less what it held before."""
+        return max(0, self.process - self.bare_anonymous - self.bare_file_backed)
 
 
 class Noted(_Record):
@@ -134,7 +159,6 @@ class Row(_Record):
     state: State
     key: str = ""
     reason: str = ""
-    blames_input: bool = False
     seconds: float = 0.0
     cells: tuple[Cell, ...] = ()
     heads: tuple[Head, ...] = ()
@@ -163,9 +187,13 @@ class Row(_Record):
 
 
 class Verdict(_Record):
-    """The conclusion: whether ONNX should be used, the variant to use, one sentence, and what supports it."""
+    """The conclusion: whether ONNX should be used, the variant to use, one sentence, and what supports it.
+
+    `void`: the machine changed so much while it was measured that nothing is concluded, and `choice` is empty.
+    """
 
     use_onnx: bool
+    void: bool = False
     choice: str
     sentence: str
     reasons: tuple[str, ...] = ()

@@ -109,8 +109,7 @@ def _reference(task: Task, store: Store, rows: dict[str, Row], told: Watch, clus
         return
     for row in _performed([task], 1, cluster, told):
         if not row.measured:
-            kind = InputError if row.blames_input else TruecastError
-            raise kind(f"{task.plan.model.source} cannot be studied: in PyTorch, {row.reason}")
+            raise InputError(f"{task.plan.model.source} cannot be studied: in PyTorch, {row.reason}")
         store.keep(row)
         rows[REFERENCE] = row
         told(REFERENCE, "done", row)

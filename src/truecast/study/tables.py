@@ -73,6 +73,7 @@ def _score_columns(report: Report) -> list[Column]:
             columns.append((f"{head.output} Spearman", _of_head(head.output, lambda one: one.spearman)))
             continue
         columns.append((f"{head.output} accuracy", _of_head(head.output, lambda one: one.accuracy)))
+        columns.append((f"{head.output} 95 % interval", _interval_of(head.output)))
         columns.append((f"{head.output} macro F1", _of_head(head.output, lambda one: one.macro_f1)))
     for likeness in report.reference.likenesses:
         columns.append((f"{likeness.output} cosine", _of_likeness(likeness.output, "cosine")))
@@ -84,6 +85,14 @@ def _score_columns(report: Report) -> list[Column]:
 
 def _of_head(output: str, value: Callable[[Head], float | None]) -> Callable[[Row], Entry]:
     return lambda row: _fixed(next((value(head) for head in row.heads if head.output == output), None), 4)
+
+
+def _interval_of(output: str) -> Callable[[Row], Entry]:
+    def entry(row: Row) -> Entry:
+        found = next((head.interval for head in row.heads if head.output == output), None)
+        return Entry("") if found is None else Entry(f"{found[0]:.3f} to {found[1]:.3f}", found[0])
+
+    return entry
 
 
 def _of_likeness(output: str, field: str) -> Callable[[Row], Entry]:
@@ -108,8 +117,40 @@ FOOTPRINT_COLUMNS: Sequence[Column] = (
 def without_empty(table: Table) -> Table:
     """The table without columns that no row fills."""
     kept = [place for place, _ in enumerate(table.headings) if any(row[place].text for row in table.rows)]
-    rows = tuple(tuple(row[place] for place in kept) for row in table.rows)
-    return Table(table.title, tuple(table.headings[place] for place in kept), rows)
+    return _columns(table, kept)
+
+
+def fitted(table: Table, width: int) -> list[Table]:
+    """The table in parts that are at most `width` characters wide, each with the first column; no field is cut.
+
+    A heading may be broken between its words. A part has at least one column beside the first, however wide.
+    """
+    sizes = column_widths(table)
+    parts: list[list[int]] = []
+    room = 0
+    for place in range(1, len(sizes)):
+        needed = sizes[place] + BORDER
+        if not parts or needed > room:
+            parts.append([])
+            room = width - 1 - sizes[0] - BORDER
+        parts[-1].append(place)
+        room -= needed
+    return [_columns(table, [0, *part]) for part in parts]
+
+
+BORDER = 3
+"""Characters that a column takes beside its text: a space on either side, and a line."""
+
+
+def column_widths(table: Table) -> list[int]:
+    """Characters of every column's widest field, or of the longest word of its heading."""
+    words = [max(map(len, heading.split())) for heading in table.headings]
+    return [max(words[place], *(len(row[place].text) for row in table.rows), 1) for place in range(len(words))]
+
+
+def _columns(table: Table, places: Sequence[int]) -> Table:
+    rows = tuple(tuple(row[place] for place in places) for row in table.rows)
+    return Table(table.title, tuple(table.headings[place] for place in places), rows)
 
 
 def _megabytes(size: int) -> Entry:

@@ -16,6 +16,9 @@ NOISE = 0.05
 """Medians on a shared machine differ by this much from run to run; a smaller gain is no reason to change anything."""
 UNDECIDED = 0.25
 """Where PyTorch in float32 itself changed by more than this, a difference within that change decides nothing."""
+VOID = 0.5
+"""Where it changed by more than this, the variants between its two measurements met different machines: no ratio of
+theirs means anything, however large."""
 MOST_REASONS = 6
 """Failed variants that are named one by one."""
 
@@ -23,7 +26,9 @@ MOST_REASONS = 6
 def judge(rows: Sequence[Row], accept: Accept, drift: float | None) -> Verdict:
     """The verdict over all rows, of which the first is PyTorch in float32."""
     reference = rows[0]
-    noise = max(NOISE, drift - 1, 1 / drift - 1) if drift else NOISE
+    noise = clock_noise(drift)
+    if drift is not None and noise > VOID:
+        return Verdict(use_onnx=False, choice="", void=True, sentence=_void(drift), reasons=tuple(_failed(rows)))
     fine = [row for row in rows if row.measured and not losses(row, reference, accept)]
     ours = [row for row in rows[1:] if row.variant.kind != "torch"]
     best_torch = max((row for row in fine if row.variant.kind == "torch"), key=lambda row: _ratio(row, reference))
@@ -43,6 +48,11 @@ def judge(rows: Sequence[Row], accept: Accept, drift: float | None) -> Verdict:
     return Verdict(
         use_onnx=True, choice=best.variant.name, sentence=sentence, reasons=(*([slower] if slower else []), *supporting)
     )
+
+
+def clock_noise(drift: float | None) -> float:
+    """The share by which a speed may differ from run to run: at least `NOISE`, at least what the reference changed."""
+    return max(NOISE, drift - 1, 1 / drift - 1) if drift else NOISE
 
 
 def losses(row: Row, reference: Row, accept: Accept) -> list[str]:
@@ -95,6 +105,13 @@ def _why_none(ours: Sequence[Row], reference: Row, accept: Accept) -> str:
     return f"none of the {len(ran)} variants that ran keeps what the model knows ({lost})."
 
 
+def _void(drift: float) -> str:
+    return (
+        f"No verdict: PyTorch in float32 took {drift:.2f} times as long at the end as at the start, so the speeds "
+        "measured in between cannot be compared; measure again on a quiet machine, with --again."
+    )
+
+
 def _undecided(best: Row, torch: Row, gain: float) -> str:
     return (
         f"Measure again on a quiet machine: the clock of this one changed by more than the {gain:.2f} times "
@@ -137,8 +154,11 @@ def _praise(best: Row, torch: Row, reference: Row) -> str:
 def _memory_words(row: Row, other: Row) -> str:
     if row.footprint is None or other.footprint is None:
         return ""
-    own, theirs = (one.footprint.anonymous + one.footprint.file_backed for one in (row, other) if one.footprint)
-    return f"{own / 1e6:.0f} MB of memory in place of {theirs / 1e6:.0f} MB"
+    own, theirs = row.footprint, other.footprint
+    return (
+        f"{own.model / 1e6:.0f} MB of memory for the model in place of {theirs.model / 1e6:.0f} MB (with the libraries "
+        f"{own.process / 1e6:.0f} and {theirs.process / 1e6:.0f} MB)"
+    )
 
 
 def _slower_cells(best: Row, torch: Row) -> str:

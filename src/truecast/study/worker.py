@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from truecast.errors import InputError, ProofError, TruecastError
+from truecast.errors import ProofError, TruecastError
 from truecast.study.plan import Plan
 from truecast.study.results import Cell, Footprint, Noted, State
 from truecast.study.variants import REFERENCE, Variant
@@ -65,13 +65,13 @@ class Job(BaseModel):
 def main(job_file: str, answer_file: str) -> int:
     """Does the job of the first file and writes the second; returns 0 also when the answer is an error."""
     die_with_parent()
-    job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
     try:
+        job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
         answer = {"prepare": prepare, "measure": measure}[job.step](job)
     except ProofError as error:
         answer = failure(str(error).split(KEPT_AT)[0])
     except TruecastError as error:
-        answer = failure(str(error), isinstance(error, InputError))
+        answer = failure(str(error))
     except MemoryError:
         answer = failure("there was not enough memory")
     except Exception as error:  # whatever a library or the author's code raises becomes the variant's reason
@@ -83,14 +83,14 @@ def main(job_file: str, answer_file: str) -> int:
     return 0
 
 
-def failure(reason: str, blames_input: bool = False) -> Answer:
+def failure(reason: str) -> Answer:
     """The answer of a step that did not work."""
-    return {"state": State.FAILED, "reason": reason, "blames_input": blames_input}
+    return {"state": State.FAILED, "reason": reason}
 
 
 def shortened(error: BaseException) -> str:
-    """The beginning of what an error says, in one line."""
-    words = " ".join(str(error).split()) or "no message"
+    """The first line of what an error says, cut to a length that fits a table."""
+    words = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]}…"
 
 
@@ -150,6 +150,7 @@ def measure(job: Job) -> Answer:
     import_libraries(job)
     on_device = job.variant.provider in DEVICES
     device_before = device_memory() if on_device else None
+    gc.collect()
     bare = own_memory()
 
     threads = plan.measure.threads or (default_threads(),)
@@ -170,6 +171,7 @@ def measure(job: Job) -> Answer:
             load_seconds=load_seconds,
             first_call_seconds=first_seconds,
             bare_anonymous=bare.anonymous,
+            bare_file_backed=bare.file_backed,
             anonymous=held.anonymous,
             file_backed=held.file_backed,
             peak=held.peak,
