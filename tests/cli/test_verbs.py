@@ -86,12 +86,21 @@ def test_a_failed_proof_gives_status_1_and_keeps_the_result_apart(
     assert [path.name for path in tmp_path.iterdir()] == ["out.rejected"]
 
 
-def test_verify_prints_every_check_and_the_verdict(truecast_: Command, pristine_artifact: Path) -> None:
+def test_verify_prints_a_row_for_each_tier_and_the_verdict(truecast_: Command, pristine_artifact: Path) -> None:
     answer = truecast_("verify", pristine_artifact)
     assert (answer.status, answer.err) == (0, "")
+    certificate = truecast.open(pristine_artifact).manifest.certificate
+    tiers = {check.tier for check in certificate.checks} | {"files"}
+    rows = [line for line in answer.out.splitlines() if line.startswith("│")]
+    assert {row.strip("│").split("│")[0].strip() for row in rows} == tiers
+    assert "The price of the activations: the next token changes in " in answer.out
+    assert f"{pristine_artifact} is proven: " in answer.out
+
+
+def test_verify_prints_every_check_where_all_are_asked_for(truecast_: Command, pristine_artifact: Path) -> None:
+    answer = truecast_("verify", pristine_artifact, "--all")
     for check in truecast.open(pristine_artifact).manifest.certificate.checks:
         assert check.name in answer.out
-    assert f"{pristine_artifact} is proven: " in answer.out
 
 
 def test_verify_as_json_is_the_certificate(truecast_: Command, pristine: Path, pristine_artifact: Path) -> None:
@@ -111,9 +120,9 @@ def test_a_proof_that_does_not_hold_gives_status_1(
     answer = truecast_("verify", pristine_artifact)
     assert answer.status == 1
     row = next(line for line in answer.out.splitlines() if "grid" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")] == ["parity", "grid", "0.5", "≤ 0.001", "logits", "NO"]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["parity", "0 of 1", "grid", "0.5", "≤ 0.001"]
     assert "failed: 1 of 2 checks passed" in answer.out
-    assert "Failed: grid: batch 2." in answer.out
+    assert "Failed: parity, grid: batch 2." in answer.out
     assert "Note: planted" in answer.out
 
 

@@ -109,7 +109,12 @@ def export(
 
 
 @app.command()
-def verify(out: given.ArtifactFolder, against: given.Against = None, as_json: given.AsJson = False) -> int:
+def verify(
+    out: given.ArtifactFolder,
+    against: given.Against = None,
+    every_check: given.EveryCheck = False,
+    as_json: given.AsJson = False,
+) -> int:
     """Proves an artifact again.
 
     Compares with the checkpoint that it was made from; changes nothing on disk.
@@ -121,7 +126,7 @@ def verify(out: given.ArtifactFolder, against: given.Against = None, as_json: gi
 
     with Meter() as meter, stages(f"Proving {out}") as progress:
         certificate = api.open(out).verify(against, progress)
-    return show.verified(out, certificate, meter, as_json)
+    return show.verified(out, certificate, meter, as_json, every_check)
 
 
 @app.command()

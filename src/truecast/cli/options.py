@@ -124,6 +124,7 @@ CalibrationMethod = Annotated[
     str,
     typer.Option(callback=_calibration_method, help="How int8-static finds ranges: minmax, entropy or percentile."),
 ]
+EveryCheck = Annotated[bool, typer.Option("--all", help="Print every check, not a summary by tier.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 Target = Annotated[str, typer.Option(callback=_target, help="The runtime's contract: onnxruntime, genai or portable.")]

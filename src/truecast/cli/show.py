@@ -14,7 +14,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from truecast.artifact import Certificate, Check, Status
+from truecast.artifact import Certificate, Status
+from truecast.cli.certificates import checks_table, prices, tiers_table, verdict
 from truecast.cli.choice import Choice
 from truecast.cli.meter import Meter
 from truecast.inspection import Inspection, render
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 240
 """Columns where there is no terminal, so that no table is cut or folded."""
-PRICE = "price of"
-"""How the names of checks begin that measure what a precision costs."""
 
 
 def inspected(inspection: Inspection, as_json: bool) -> int:
@@ -64,14 +63,16 @@ def exported(artifact: Artifact, chosen: Choice, meter: Meter, as_json: bool) ->
     return 0
 
 
-def verified(folder: Path, certificate: Certificate, meter: Meter, as_json: bool) -> int:
-    """The checks of a proof and the verdict; the status is 1 when a check failed."""
+def verified(folder: Path, certificate: Certificate, meter: Meter, as_json: bool, every_check: bool) -> int:
+    """A row for each tier, or for each check, those that failed, and the verdict; the status is 1 when one failed."""
     if as_json:
         _print({"folder": str(folder), **_costs(meter), **certificate.model_dump(mode="json")})
     else:
-        _print(checks_table(certificate.checks))
-        failed = [f"Failed: {check.name}: {check.detail}." for check in certificate.checks if not check.passed]
-        for line in (*failed, *(f"Note: {note}" for note in certificate.notes)):
+        checks = certificate.checks
+        _print(checks_table(checks) if every_check else tiers_table(checks))
+        failed = [f"Failed: {check.tier}, {check.name}: {check.detail}." for check in checks if not check.passed]
+        priced = [f"The {price}." for price in prices(certificate)]
+        for line in (*failed, *priced, *(f"Note: {note}" for note in certificate.notes)):
             _print(Text(line))
         _print(Text(f"{folder} is {verdict(certificate)} ({_took(meter)})."))
     return 0 if certificate.status is Status.PROVEN else 1
@@ -152,30 +153,6 @@ def generated(generation: Generation, as_json: bool) -> int:
     return 0
 
 
-def checks_table(checks: list[Check]) -> Table:
-    """One row per check."""
-    table = Table("tier", "check", "measured", "limit", "unit", "ok")
-    for check in checks:
-        ok = Text("yes", "green") if check.passed else Text("NO", "bold red")
-        table.add_row(Text(check.tier), Text(check.name), _number(check.measured), _limit(check), Text(check.unit), ok)
-    return table
-
-
-def verdict(certificate: Certificate) -> str:
-    """The status with the number of checks behind it."""
-    checks = certificate.checks
-    if certificate.status is Status.UNPROVEN:
-        return "unproven: no proof was run"
-    passed = sum(check.passed for check in checks)
-    return f"{certificate.status}: {passed} of {len(checks)} checks passed"
-
-
-def prices(certificate: Certificate) -> list[str]:
-    """What a precision costs, of the checks that measure a price."""
-    priced = [check for check in certificate.checks if check.name.startswith(PRICE)]
-    return [f"{check.name}: {_number(check.measured)} {check.unit}" for check in priced]
-
-
 def noise_lines(certificate: Certificate) -> list[str]:
     """The signal-to-noise ratio of every quantized weight, a line for each layer."""
     layers: dict[str, list[str]] = {}
@@ -193,18 +170,6 @@ LAYER = re.compile(r"^(.*?)(\.\d+(?=\.)|$)\.?(.*)$")
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
-def _limit(check: Check) -> str:
-    """The limit with its direction, which the verdict tells: a passed value above its limit had to be at least that."""
-    if check.measured is None or check.limit is None:
-        return _number(check.limit)
-    at_least = check.measured != check.limit and check.passed == (check.measured > check.limit)
-    return f"{'≥' if at_least else '≤'} {_number(check.limit)}"
 
 
 def _took(meter: Meter) -> str:

@@ -281,11 +281,10 @@ def price_checks(what: str, drifts: Sequence[Drift], kl: float, top1: float | No
     tie = tie_nats(kl)
     same, near = float((lost == 0).mean()), float((lost <= tie).mean())
     detail = f"{len(nats)} positions, 99th percentile {np.quantile(nats, 0.99):.2e}"
+    said = f"the next token changes in {1 - same:.1%} of positions"
     if top1 is None:
-        return [
-            check(TIER, f"{what}, mean KL", float(nats.mean()), kl, "nats", f"{detail}, {same:.1%} the same choice")
-        ]
-    said = f"{same:.1%} the very same; a choice that the reference puts {tie:.2g} nats behind its own is a tie"
+        return [check(TIER, f"{what}, mean KL", float(nats.mean()), kl, "nats", f"{detail}; {said}")]
+    said = f"{len(nats)} positions; {said}, in {1 - near:.1%} by more than a tie ({tie:.2g} nats)"
     return [
         check(TIER, f"{what}, mean KL", float(nats.mean()), kl, "nats", detail),
         check(TIER, f"{what}, same choice", near, top1, "of positions", said, at_least=True),
