@@ -33,6 +33,7 @@ from truecast.proof.operators import Array
 from truecast.proof.parity import NOISE_FACTOR, RELATIVE, half_limit
 from truecast.proof.quality import Noise, signal_to_noise
 from truecast.proof.reference import Reference
+from truecast.proof.repeating import repeat_check, repeat_faults
 from truecast.proof.sessions import RUN_ERRORS, declared, open_module, open_saved, open_twin
 from truecast.proof.shaken import shaken
 from truecast.proof.static import kernel_check
@@ -157,24 +158,28 @@ def _static(case: _Case) -> list[Check]:
 
 def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
     """Tier 2: checks, and notes on the points that were left out."""
-    points, refused = _taken(case)
-    original = [] if case.keeps_values else [case.outputs(point) for point in points]
+    taken, refused = _taken(case)
+    points, original = [point for point, _ in taken], [outputs for _, outputs in taken]
+    again = (case.outputs(point) for point in points)
+    repeats = zip(points, original, again, strict=True)
+    faults = [fault for point, first, second in repeats for fault in repeat_faults(point.name, first, second)]
+    checks = [repeat_check(faults, case.reference, len(points))]
     if not case.keeps_values:
         case.reference.load_held(case.weights)
     try:
         ways = _ways(case)
     except InputError as error:
-        return [broken(TIER, "the runtime opens the graph", str(error))], refused
+        return [*checks, broken(TIER, "the runtime opens the graph", str(error))], refused
     torch_half = None if case.half is None else TorchHalf.open(source, case.half, case.weights, case.leaves)
     for index, point in enumerate(points):
-        want = case.outputs(point)
+        want = original[index] if case.keeps_values else case.outputs(point)
         for way in ways:
-            got = _compare(way, case, point, want, original[index] if original else None)
+            got = _compare(way, case, point, want, None if case.keeps_values else original[index])
             if way.name == TWIN and torch_half is not None:
                 torch_half.add(point, want, got)
         case.report("compare", index + 1, len(points))
     against = "the original" if case.keeps_values else "the original with these weights"
-    checks = [c for way in ways for c in _way_checks(way, against)]
+    checks += [c for way in ways for c in _way_checks(way, against)]
     if case.half is not None and torch_half is not None:
         checks += [_rounding(case, case.half, points[0]), *torch_half.checks()]
         refused = [*refused, *torch_half.notes()]
@@ -182,7 +187,7 @@ def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
         checks += _cosine_checks(ACTIVATION_NAME, ways[-1].cosines, ACTIVATION_COSINE)
     if not case.keeps_values:
         checks += _cosine_checks(FORMAT_NAME, ways[-1].format_cosines, FORMAT_COSINE)
-    return checks, refused
+    return checks, [*refused, *case.reference.fresh.notes()]
 
 
 def _ways(case: _Case) -> list[_Way]:
@@ -221,17 +226,18 @@ def _feeds(case: _Case, point: ModulePoint) -> dict[str, Array]:
     return {spec.name: tensor.numpy() for spec, tensor in zip(case.author.inputs, point.tensors, strict=True)}
 
 
-def _taken(case: _Case) -> tuple[list[ModulePoint], list[str]]:
-    """The points that the author's module takes, its checkpoint's weights loaded, and a note for the others."""
+def _taken(case: _Case) -> tuple[list[tuple[ModulePoint, Outputs]], list[str]]:
+    """The points that the author's module takes, with what it gives there with its checkpoint's weights, and a note for
+    each of the others."""
     case.reference.load_checkpoint()
     points, refused = [], []
     for point in module_points(case.author):
         try:
-            case.outputs(point)
+            outputs = case.outputs(point)
         except (RuntimeError, IndexError, ValueError) as error:
             refused.append(f"The module itself does not take {point.name}: {str(error).splitlines()[0]}.")
         else:
-            points.append(point)
+            points.append((point, outputs))
     if not points:
         raise InputError(f"The module takes no point of the grid: {refused[0]}")
     return points, refused

@@ -60,6 +60,7 @@ from truecast.proof.products import Products, takes_int8
 from truecast.proof.prompts import prompt_tokens, text_tokens
 from truecast.proof.quality import Noise, likeness_check, original_logits, signal_to_noise, text_points, text_price
 from truecast.proof.reference import Reference
+from truecast.proof.repeating import repeated_decoder
 from truecast.proof.sessions import open_decoder
 from truecast.proof.static import graph_checks, kernel_check
 from truecast.proof.tables import table_checks
@@ -262,6 +263,7 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
     point = next(p for name in VARIANT_POINTS for p in points if p.name == name)
     wanted = {point.name: list(reference_logits(case.reference, point))}
     compare_all(case.reference, subjects, points, originals, case.stage("compare"), wanted)
+    checks.append(repeated_decoder(case.reference, points, wanted))
     checks += [c for subject in subjects for c in parity_checks(subject, case.against)]
     checks += [*_prices(case, usual, cached, shipped), *text_price(shipped.decoder, own, own_logits)]
     checks += variant_checks(
@@ -272,6 +274,7 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
         checks += cache_checks(case.folder, case.model, case.manifest, case.reference, case.texts, seen)
     checks += _generation(case, limits, usual, shipped)
     failed = {name for subject in subjects for name in subject.failed}
+    notes += case.reference.fresh.notes()
     if case.is_library_made:
         notes.append(LIBRARY_NOTE)
     if case.manifest.precision == "fp16":

@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.dialects.experts import ExpertsForm
+from truecast.proof.fresh import Fresh
 from truecast.proof.held import HeldWeight, row_chunks
 from truecast.proof.operators import Array
 from truecast.proof.table import Stack
@@ -44,15 +45,6 @@ SMALL_MODEL = 10_000_000
 """Weights below which one thread of torch is the fastest: its threads wait for each other longer than they compute."""
 
 
-@dataclass(frozen=True)
-class _Volatile:
-    """A module whose forward may change it, with the buffers and settings it had when it was fresh."""
-
-    module: nn.Module
-    buffers: Mapping[str, Tensor]
-    settings: Mapping[str, Any]
-
-
 @dataclass
 class Reference:
     """The author's model. `sources` finds a parameter's tensor in the checkpoint.
@@ -64,8 +56,12 @@ class Reference:
     model: PreTrainedModel
     sources: Sources
     transposed: frozenset[str]
-    _volatile: list[_Volatile] = field(default_factory=list)
     experts: Mapping[str, ExpertsForm] = field(default_factory=dict)
+    fresh: Fresh = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Remembers the model as it is before its first call."""
+        self.fresh = Fresh.of(self.model)
 
     @classmethod
     def build(cls, checkpoint: Checkpoint, trust_remote_code: bool = False) -> Reference:
@@ -77,9 +73,7 @@ class Reference:
         parameters |= {name: tuple(t.shape) for name, t in model.state_dict().items()}
         sources = Sources(merged(checkpoint, model), parameters, tied_names(model), checkpoint_renamer(model))
         _make_real(model, persistent=set(model.state_dict()))
-        reference = cls(model, sources, frozenset(_transposed(model)), experts=_experts(model))
-        reference._volatile = [_Volatile(*item) for item in _volatile(model)]
-        return reference
+        return cls(model, sources, frozenset(_transposed(model)), _experts(model))
 
     @classmethod
     def of_module(cls, author: AuthorModule, checkpoint: Checkpoint) -> Reference:
@@ -92,9 +86,7 @@ class Reference:
         else:
             sources = Sources(checkpoint, parameters, tied_names(model), checkpoint_renamer(model), partial=True)
             _make_real(model, persistent=set(model.state_dict()))
-        reference = cls(model, sources, frozenset(_transposed(model)))
-        reference._volatile = [_Volatile(*item) for item in _volatile(model)]
-        return reference
+        return cls(model, sources, frozenset(_transposed(model)))
 
     @torch.no_grad()
     def outputs(self, author: AuthorModule, tensors: Sequence[Tensor]) -> dict[str, Array]:
@@ -168,11 +160,8 @@ class Reference:
             torch.set_num_threads(before)
 
     def reset(self) -> None:
-        """Undoes what earlier calls left in the modules: some rotary embeddings remember the longest sequence."""
-        for volatile in self._volatile:
-            for name, buffer in volatile.buffers.items():
-                volatile.module._buffers[name] = buffer.clone()
-            volatile.module.__dict__.update(volatile.settings)
+        """Undoes what earlier calls did to the model: some rotary embeddings remember the longest sequence."""
+        self.fresh.restore()
 
     def new_cache(self) -> DynamicCache:
         """An empty cache."""
@@ -256,17 +245,6 @@ def _transposed(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding) and hasattr(module, "nf"):
             yield f"{name}.weight"
-
-
-def _volatile(model: nn.Module) -> Iterator[tuple[nn.Module, Mapping[str, Tensor], Mapping[str, Any]]]:
-    for module in model.modules():
-        names = module._non_persistent_buffers_set
-        buffers = {
-            name: buffer.clone() for name, buffer in module._buffers.items() if name in names and buffer is not None
-        }
-        if buffers:
-            settings = {k: v for k, v in module.__dict__.items() if isinstance(v, bool | int | float | str | None)}
-            yield module, buffers, settings
 
 
 def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:

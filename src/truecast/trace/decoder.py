@@ -30,6 +30,7 @@ from truecast.trace.context import LeafMismatch, StepContext
 from truecast.trace.experts import ExpertsSeam, experts_seam
 from truecast.trace.layers import DOMAIN, UnlikeLayersError, find_layers, traced_once
 from truecast.trace.leaves import lowered_leaves
+from truecast.trace.repeatable import watched
 from truecast.trace.rotary import functional_frequencies, rotary_seam
 from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, attention_seam
 from truecast.trace.skeleton import (
@@ -173,15 +174,17 @@ def _cache_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[int,
     layers = config.get_text_config().num_hidden_layers
     cache = RecordingCache(layers)
     ids = torch.zeros(2, 3, dtype=torch.long)
+    logits: list[Tensor] = []
     try:
-        with torch.no_grad(), _quiet():
-            model(
+        with torch.no_grad(), _quiet(), watched(model, lambda: logits):
+            outputs = model(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 position_ids=ids,
                 past_key_values=cache,
                 use_cache=True,
             )
+            logits.append(outputs.logits)
     except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{config.model_type!r} cannot be traced as a decoder: {_one_line(error)}.") from error
     if not cache.shapes:

@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 
 from truecast.dialects.model import Dialect
 from truecast.errors import InputError
-from truecast.trace.author import RELATED, UNBOUNDED, AuthorModule, Axis, InputSpec, try_call
+from truecast.trace.author import RELATED, UNBOUNDED, AuthorModule, Axis, InputSpec
 from truecast.trace.capture import forget_weights, to_onnx
 from truecast.trace.cleanup import clean
 from truecast.trace.leaves import lowered_leaves
+from truecast.trace.repeatable import require_function
 from truecast.trace.rotary import rotary_seam
 from truecast.trace.skeleton import checkpoint_renamer, real_buffers, tied_names
 from truecast.trace.traced import Traced
@@ -66,7 +67,7 @@ def trace_module(author: AuthorModule, dialect: Dialect) -> ModuleTrace:
     noted: list[list[str]] = []
     with author.mode or nullcontext():
         examples = roomy(author.inputs)
-        try_call(author, examples)
+        require_function(author, examples)
     with ExitStack() as stack:
         rotary = stack.enter_context(rotary_seam(author.module, dialect.rotary))
         counts = stack.enter_context(lowered_leaves(author.module, dialect))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from truecast.errors import InputError
 from truecast.trace.author import AuthorModule, try_call
 from truecast.trace.module import ModuleTrace, Recorded, roomy, traced
+from truecast.trace.repeatable import require_function
 
 LATEST = 20
 """The newest opset that the exporter of torch 2.13 writes."""
@@ -43,7 +44,7 @@ def trace_torchscript(author: AuthorModule, opset: int) -> ModuleTrace:
     if following:
         raise InputError(f"The axis {following[0]} follows from another, which needs the exporter dynamo.")
     examples = roomy(author.inputs)
-    names = list(try_call(author, examples))
+    names = list(require_function(author, examples))
     step = Recorded(author, lambda found: None).eval()
     model = _recorded(step, author, examples, names, opset)
     fold_constants(model, onnx_shape_inference=False)  # numbers of Python's are float64 until then
