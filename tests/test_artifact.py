@@ -1,4 +1,4 @@
-"""The published folder: its manifest is read back as written, and publishing never loses what was there."""
+"""The manifest of a published folder is read back as it was written."""
 
 from __future__ import annotations
 
@@ -18,12 +18,8 @@ from truecast.artifact import (
     Status,
     TensorInfo,
     WeightInfo,
-    publish,
     read_manifest,
-    reject,
-    require_free,
     sha256_of,
-    staging_folder,
     write_manifest,
 )
 from truecast.errors import InputError
@@ -45,7 +41,7 @@ MANIFEST = Manifest(
     ),
     weights=[WeightInfo(initializers=["w"], sources=["a", "b"], packing="dense float32", sha256=64 * "b")],
     ignored_tensors={"inv_freq": "a rotary table"},
-    files={"model.onnx": 64 * "c"},
+    files={"model.onnx": 64 * "c", "content": 64 * "d"},
     certificate=Certificate(
         status=Status.PROVEN, checks=[Check(tier="parity", name="exact", passed=True, measured=1e-6, limit=1e-4)]
     ),
@@ -53,7 +49,7 @@ MANIFEST = Manifest(
 
 
 def folder(path: Path, content: str = "old") -> Path:
-    """A folder that is an artifact, with a file that tells which."""
+    """A folder that is an artifact, with a file that tells which one."""
     path.mkdir(parents=True)
     write_manifest(path, MANIFEST)
     (path / "content").write_text(content)
@@ -127,121 +123,3 @@ def test_the_hash_of_a_file_is_over_all_of_it(size: int, tmp_path: Path) -> None
     data = bytes(range(256)) * (size // 256 + 1)
     (tmp_path / "file").write_bytes(data[:size])
     assert sha256_of(tmp_path / "file") == sha256(data[:size]).hexdigest()
-
-
-# What may be replaced -------------------------------------------------------------------------------------------------
-
-
-def test_a_free_place_is_free(tmp_path: Path) -> None:
-    require_free(tmp_path / "new" / "out", force=False)
-
-
-def test_what_exists_stays_unless_forced(tmp_path: Path) -> None:
-    out = folder(tmp_path / "out")
-    with pytest.raises(InputError, match="already exists; choose another folder or pass --force"):
-        require_free(out, force=False)
-    require_free(out, force=True)
-
-
-def test_an_empty_folder_may_be_replaced_by_force(tmp_path: Path) -> None:
-    require_free(tmp_path, force=True)
-
-
-def test_a_folder_that_is_no_artifact_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="is not a truecast artifact, so --force will not delete it"):
-        require_free(tmp_path, force=True)
-
-
-@pytest.mark.parametrize("force", [True, False])
-def test_a_file_is_never_replaced(force: bool, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(InputError):
-        require_free(tmp_path / "out", force)
-
-
-@pytest.mark.parametrize("target", ["out", "nowhere"])
-def test_a_link_is_never_replaced(target: str, tmp_path: Path) -> None:
-    folder(tmp_path / "out")
-    (tmp_path / "link").symlink_to(tmp_path / target)
-    with pytest.raises(InputError, match="is a link"):
-        require_free(tmp_path / "link", force=True)
-
-
-@pytest.mark.parametrize("name", [".", ".."])
-def test_a_place_without_a_name_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder(tmp_path / "out"))
-    with pytest.raises(InputError, match="name the folder itself"):
-        require_free(Path(name), force=True)
-
-
-# Staging and publishing -----------------------------------------------------------------------------------------------
-
-
-def test_staging_is_an_empty_folder_beside_out(tmp_path: Path) -> None:
-    staging = staging_folder(tmp_path / "new" / "out")
-    assert staging.parent == tmp_path / "new"
-    assert list(staging.iterdir()) == []
-
-
-def test_staging_forgets_what_an_earlier_run_left(tmp_path: Path) -> None:
-    (staging_folder(tmp_path / "out") / "half").write_text("written")
-    assert list(staging_folder(tmp_path / "out").iterdir()) == []
-
-
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError, match=r"file cannot be written to \(Not a directory\); choose another folder"):
-        staging_folder(tmp_path / "file" / "out")
-
-
-def names(path: Path) -> list[str]:
-    return sorted(file.name for file in path.iterdir())
-
-
-def test_publishing_moves_the_folder_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    out = publish(folder(tmp_path / ".out.partial", "new"), tmp_path / "out")
-    assert content(out) == "new"
-    assert names(tmp_path) == ["out"]
-
-
-def test_publishing_replaces_an_artifact(tmp_path: Path) -> None:
-    folder(tmp_path / "out", "old")
-    publish(folder(tmp_path / ".out.partial", "new"), tmp_path / "out")
-    assert content(tmp_path / "out") == "new"
-    assert names(tmp_path) == ["out"]
-
-
-def test_publishing_over_an_interrupted_publishing_works(tmp_path: Path) -> None:
-    folder(tmp_path / ".out.old", "older")
-    folder(tmp_path / "out", "old")
-    publish(folder(tmp_path / ".out.partial", "new"), tmp_path / "out")
-    assert content(tmp_path / "out") == "new"
-    assert names(tmp_path) == ["out"]
-
-
-@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
-@pytest.mark.parametrize("at", [".out.partial", "out"])
-def test_when_publishing_fails_the_old_artifact_is_back(
-    failure: type[BaseException], at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder(tmp_path / "out", "old")
-    staging, rename = folder(tmp_path / ".out.partial", "new"), Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if self.name == at:
-            raise failure
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(failure):
-        publish(staging, tmp_path / "out")
-    assert content(tmp_path / "out") == "old"
-
-
-def test_a_rejected_folder_is_kept_beside_out(tmp_path: Path) -> None:
-    folder(tmp_path / "out", "old")
-    folder(tmp_path / "out.rejected", "rejected before")
-    rejected = reject(folder(tmp_path / ".out.partial", "new"), tmp_path / "out")
-    assert (content(tmp_path / "out"), content(rejected)) == ("old", "new")
-    assert names(tmp_path) == ["out", "out.rejected"]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import onnx_ir as ir
@@ -24,6 +25,8 @@ from truecast.checkpoint.model import Checkpoint
 from truecast.describing import source_of
 from truecast.errors import InputError, ProofError
 from truecast.exporting import Request, export
+from truecast.exporting_modules import ModuleSource, export_module
+from truecast.publishing import publish
 
 Files = dict[str, bytes]
 
@@ -114,12 +117,24 @@ def test_a_proof_that_fails_keeps_the_result_apart(out: Path, source: Path, monk
     rejected = out.with_name("out.rejected")
     assert (rejected / "content").read_text() == "new"
     assert read_manifest(rejected).certificate.status is Status.FAILED
-    assert not out.with_name(".out.partial").exists()
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out", "out.rejected"]
 
 
 def test_force_replaces_an_artifact(out: Path, source: Path) -> None:
     export(source, out, Request(), verify=False, force=True)
     assert (out / "content").read_text() == "new"
+
+
+def test_a_source_in_the_folder_that_would_be_replaced_is_refused(out: Path, source: Path) -> None:
+    link = out.with_name("link")
+    link.symlink_to(out)
+    text = link / "content"
+    for given, request_ in ((link, Request()), (source, Request(precision="int4", calibration=text))):
+        with pytest.raises(InputError, match=r"lies in .*out, which would be replaced"):
+            export(given, out, request_, force=True)
+        with pytest.raises(InputError, match=r"lies in .*out, which would be replaced"):
+            export_module(ModuleSource(given), out, request_, force=True)
+    assert (out / "content").read_text() == "old"
 
 
 def test_what_exists_is_refused_before_any_work(out: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,17 +147,17 @@ FAILURES = [RuntimeError("bug"), KeyboardInterrupt(), InputError("damaged"), Mem
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-@pytest.mark.parametrize("move", ["_cast", "write_manifest"])
+@pytest.mark.parametrize(("owner", "move"), [(exporting, "_cast"), (publish, "write_manifest")])
 def test_whatever_stops_an_export_leaves_out_as_it_was(
-    move: str, failure: BaseException, out: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+    owner: ModuleType, move: str, failure: BaseException, out: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, plain = files(out.parent), getattr(exporting, move)
+    before, plain = files(out.parent), getattr(owner, move)
 
     def stopped(*args: Any) -> None:
         plain(*args)
         raise failure
 
-    monkeypatch.setattr(exporting, move, stopped)
+    monkeypatch.setattr(owner, move, stopped)
     with pytest.raises(type(failure)):
         export(source, out, Request(), verify=False, force=True)
     assert files(out.parent) == before
@@ -167,7 +182,7 @@ def test_a_disk_that_fills_up_is_one_sentence(out: Path, source: Path, monkeypat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     before = files(out.parent)
-    monkeypatch.setattr(exporting, "write_manifest", full)
+    monkeypatch.setattr(publish, "write_manifest", full)
     with pytest.raises(InputError, match="out could not be written: No space left on device"):
         export(source, out, Request(), verify=False, force=True)
     assert files(out.parent) == before

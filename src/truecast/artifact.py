@@ -1,7 +1,4 @@
-"""The published folder: its manifest, its certificate, and how it is published.
-
-Data flow: an exporter fills a staging folder beside OUT → the proof writes its checks into the certificate → `publish`
-renames the staging folder to OUT when every check passed, or to OUT.rejected when one did not.
+"""The published folder: its manifest and its certificate (`publishing` is how it gets to its place).
 
 `truecast.json` holds no time, host name or random number: the same inputs give the same bytes.
 """
@@ -9,7 +6,6 @@ renames the staging folder to OUT when every check passed, or to OUT.rejected wh
 from __future__ import annotations
 
 import hashlib
-import shutil
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -209,58 +205,3 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path} cannot be read ({where}: {first['msg']}); export the model again.") from error
-
-
-def staging_place(out: Path) -> Path:
-    """Where the artifact for `out` is built: beside it, on the same file system."""
-    return out.with_name(f".{out.name}.partial")
-
-
-def staging_folder(out: Path) -> Path:
-    """An empty folder at the staging place of `out`."""
-    folder = staging_place(out)
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{folder.parent} cannot be written to ({error.strerror}); choose another folder.") from error
-    return folder
-
-
-def require_free(out: Path, force: bool) -> None:
-    """Raises InputError when `out` exists and may not be replaced."""
-    if out.is_symlink() or out.name in ("", ".."):
-        raise InputError(f"{out} is a link or has no name of its own; name the folder itself.")
-    if out.exists() and not force:
-        raise InputError(f"{out} already exists; choose another folder or pass --force to replace it.")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file, not a folder; choose another place.")
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise InputError(f"{out} is not a truecast artifact, so --force will not delete it; choose another folder.")
-
-
-def publish(staging: Path, out: Path) -> Path:
-    """Renames the staging folder to `out`, replacing an artifact that is there; returns `out`."""
-    old = out.with_name(f".{out.name}.old")
-    if not out.exists():
-        return staging.rename(out)
-    if old.exists():  # left by a run that was killed after it had published
-        shutil.rmtree(old)
-    try:
-        out.rename(old)
-        staging.rename(out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    return out
-
-
-def reject(staging: Path, out: Path) -> Path:
-    """Keeps a folder whose proof failed as OUT.rejected, replacing an earlier one; returns where it is."""
-    rejected = out.with_name(f"{out.name}.rejected")
-    if rejected.exists():
-        shutil.rmtree(rejected)
-    return staging.rename(rejected)

@@ -6,7 +6,6 @@ Data flow: read (checkpoint) → trace (graph without weights) → bind (weights
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,19 +17,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from truecast.artifact import (
-    GRAPH_NAME,
-    Manifest,
-    Status,
-    WeightInfo,
-    publish,
-    reject,
-    require_free,
-    sha256_of,
-    staging_folder,
-    staging_place,
-    write_manifest,
-)
+from truecast.artifact import GRAPH_NAME, Manifest, WeightInfo, sha256_of
 from truecast.calibration.caching import SETTING, with_quantized_cache
 from truecast.calibration.libraries import CALIBRATED, calibrated, library_version
 from truecast.calibration.texts import read_texts
@@ -51,7 +38,8 @@ from truecast.describing import (
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.dialects.ort.fuse import fuse_rotary, pack_heads
-from truecast.errors import InputError, ProofError
+from truecast.errors import InputError
+from truecast.publishing import published, require_apart, require_free
 from truecast.requesting import ACTIVATIONS, AS_IS, PRECISIONS, Request
 from truecast.targets import Padding, Target, find_target
 from truecast.trace.decoder import Trace, trace_decoder
@@ -93,6 +81,7 @@ def export(
     source, out = Path(source), Path(out)
     request.check()
     require_free(out, force)
+    require_apart(out, (source, *request.paths))
     checkpoint = open_checkpoint(source)
     used = request.method in CALIBRATED or request.cache_bits is not None
     if request.calibration is not None and not verify and not used:
@@ -109,31 +98,7 @@ def export(
         manifest = _cast(checkpoint, staging, request, report, texts)
         return _certified(staging, checkpoint, manifest, request, texts, verify, report)
 
-    return published(out, make)
-
-
-def published(out: Path, make: Callable[[Path], Manifest]) -> Path:
-    """Has `make` fill a folder beside `out`, and renames it to `out`, or to OUT.rejected where a check failed.
-
-    Raises:
-        InputError: what `make` raises, or the disk does not take the files; nothing is left behind.
-        ProofError: a check of the manifest's certificate failed.
-    """
-    staging = staging_place(out)
-    try:  # from before the folder is there: an interruption may come at any moment
-        manifest = make(staging_folder(out))
-        write_manifest(staging, manifest)
-        if manifest.certificate.status is not Status.FAILED:
-            return publish(staging, out)
-    except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise InputError(f"{out} could not be written: {error.strerror or error}.") from error
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    rejected = reject(staging, out)
-    failed = [check for check in manifest.certificate.checks if not check.passed]
-    raise ProofError(f"The result is not the same model: {_sentence(failed)} It is kept in {rejected}.")
+    return published(out, make, force)
 
 
 def _certified(
@@ -198,14 +163,6 @@ def _kept(cast: Manifest) -> dict[str, Any]:
     return {name: value for name, value in cast.settings.items() if name == SETTING}
 
 
-def _sentence(failed: list[Any]) -> str:
-    first = failed[0]
-    more = f" ({len(failed)} checks failed)" if len(failed) > 1 else ""
-    return (
-        f"{first.tier}/{first.name} measured {first.measured} {first.unit}, limit {first.limit}{more}; {first.detail}."
-    )
-
-
 def _cast(
     checkpoint: Checkpoint, folder: Path, request: Request, report: Progress, texts: tuple[str, ...] = ()
 ) -> Manifest:
@@ -234,7 +191,8 @@ def _cast(
 def with_files(manifest: Manifest, folder: Path) -> Manifest:
     """Notes the hash of every file but the data file, which those of the weights cover."""
     others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DATA_NAME]
-    return manifest.model_copy(update={"files": {str(path.relative_to(folder)): sha256_of(path) for path in others}})
+    hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in others}
+    return manifest.model_copy(update={"files": hashes})
 
 
 def _trace(checkpoint: Checkpoint, target: Target, request: Request, report: Progress) -> Trace:

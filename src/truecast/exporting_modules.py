@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, WeightInfo, require_free, sha256_of
+from truecast.artifact import GRAPH_NAME, SAVED_NAME, Manifest, WeightInfo, sha256_of
 from truecast.calibration.feeds import own_feeds, read_feeds
 from truecast.calibration.ranges import seen_inputs
 from truecast.checkpoint.memory import STATE, state_digest
@@ -35,9 +35,10 @@ from truecast.describing import (
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.errors import InputError
-from truecast.exporting import Progress, published, rule_chooser, with_files, write, write_side_files
+from truecast.exporting import Progress, rule_chooser, with_files, write, write_side_files
 from truecast.halves.making import by_reach, by_rule, find_examples, with_islands
 from truecast.measure.environment import environment
+from truecast.publishing import published, require_apart, require_free
 from truecast.requesting import Request
 from truecast.runtime.providers import open_session
 from truecast.targets import Target, find_target
@@ -87,6 +88,7 @@ def export_module(
     out = Path(out)
     request.check_module()
     require_free(out, force)
+    require_apart(out, (*([] if source.path is None else [source.path]), *request.paths))
     report = progress or (lambda stage, done, total: None)
 
     def make(staging: Path) -> Manifest:
@@ -104,7 +106,7 @@ def export_module(
         certificate = prove_module(staging, source, manifest, progress=report)
         return manifest.model_copy(update={"certificate": certificate})
 
-    return published(out, make)
+    return published(out, make, force)
 
 
 def _seen(source: ModuleSource, beside: Path, request: Request, report: Progress) -> dict[str, Seen]:

@@ -189,6 +189,11 @@ class Request:
         return tuple(Rule.parse(text) for text in self.keep)
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file and folder that it names."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Path))
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """The precision asked for, and those of the rules."""
         return (self.precision, *(rule.precision for rule in self.rules))

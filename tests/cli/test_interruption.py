@@ -32,7 +32,8 @@ def test_ctrl_c_inside_an_export_leaves_out_untouched(
     function: str, pristine: Path, artifact: Path, tmp_path: Path
 ) -> None:
     before = state(tmp_path)
-    code = SIGNAL_AT.format(module="truecast.exporting", function=function) + EXPORT
+    module = "truecast.publishing.publish" if function == "write_manifest" else "truecast.exporting"
+    code = SIGNAL_AT.format(module=module, function=function) + EXPORT
     command = [sys.executable, "-c", code, str(pristine), str(artifact), "--force"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted; nothing was written.\n")
@@ -51,7 +52,7 @@ def test_a_signal_from_outside_leaves_nothing(
     command = [sys.executable, "-c", code, "export", str(pristine), str(tmp_path / "out"), "--no-verify"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE
-    while not (tmp_path / ".out.partial").exists() and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)

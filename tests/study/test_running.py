@@ -204,11 +204,29 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder of a study"):
         study(tmp_path)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+    (tmp_path / "out" / "study.json").write_text('{"trials": 12}')  # somebody else's study
+    with pytest.raises(InputError, match="is no folder of a study"):
+        study(tmp_path)
     (tmp_path / "out" / "thesis.txt").unlink()
+    (tmp_path / "out" / "study.json").unlink()
     (tmp_path / "out").rmdir()
     (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError, match="is a file, not a folder"):
         study(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model", "rows.jsonl", "model.onnx", "text.txt", "build.py"])
+def test_what_a_study_reads_may_not_lie_in_its_own_folder(name: str, tmp_path: Path) -> None:
+    for file in ("model.onnx", "text.txt", "build.py"):
+        (tmp_path / file).write_text("")
+    more = '\n[[variants]]\nfile = "model.onnx"\n[[variants]]\nprecision = "int4"\ncalibration = "text.txt"\n'
+    plan = plan_of(tmp_path, SHORT.replace("[model]", '[model]\nmodule = "build.py:build"') + more)
+    (tmp_path / "out").mkdir()
+    (tmp_path / name).rename(tmp_path / "out" / name)
+    (tmp_path / name).symlink_to(tmp_path / "out" / name)
+    with pytest.raises(InputError, match=f"{name} lies in .*out, the study's own folder"):
+        run_study(plan, tmp_path / "out", command=STAND_IN)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
 def test_reports_name_files_from_where_the_study_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

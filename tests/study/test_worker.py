@@ -18,8 +18,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from tests.publishing.folders import REJECTED, artifact
 from tests.study.building import PLAN, folder_with_plan, tiny_classifier
-from truecast.errors import InputError
+from truecast.errors import InputError, ProofError
 from truecast.study.authors import build_author
 from truecast.study.plan import Model, Plan, read_plan
 from truecast.study.results import Row, State
@@ -43,6 +44,25 @@ class Pair(torch.nn.Module):
 def build(source):
     return Pair()
 """
+
+
+def test_of_a_rejected_artifact_the_worker_removes_only_what_truecast_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = artifact(tmp_path / "artifact.rejected", manifest=REJECTED)
+    (kept / "notes.txt").write_text("mine")
+
+    def rejected(*args: Any, **kwargs: Any) -> None:
+        raise ProofError("It differs. It is kept in there.", kept)
+
+    monkeypatch.setattr("truecast.export", rejected)
+    plan = read_plan(folder_with_plan(tmp_path))
+    variant = Variant(name="onnx fp32", kind="onnx")
+    told = Job(step="prepare", plan=plan, variant=variant, folder=tmp_path, reference=tmp_path / "reference.npz")
+    (tmp_path / "job.json").write_text(told.model_dump_json())
+    assert main(str(tmp_path / "job.json"), str(tmp_path / "answer.json")) == 0
+    assert json.loads((tmp_path / "answer.json").read_text())["reason"] == "It differs."
+    assert [path.name for path in kept.iterdir()] == ["notes.txt"]
 
 
 @pytest.fixture(scope="module")

@@ -175,6 +175,14 @@ class Plan(_Table):
     baselines: tuple[Baseline, ...] = BASELINES
     variants: tuple[Variants, ...] = Field(min_length=1)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file and folder that it reads."""
+        module = Path((self.model.module or "").rpartition(":")[0])
+        files = [Path(file) for block in self.variants for file in block.file or ()]
+        texts = [block.calibration for block in self.variants if block.calibration is not None]
+        return (self.model.source, self.data.file, *([module] if module.suffix == ".py" else []), *files, *texts)
+
 
 def read_plan(path: Path) -> Plan:
     """Reads and checks a plan; relative paths in it start at its folder.

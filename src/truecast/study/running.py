@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from truecast.errors import InputError, TruecastError
+from truecast.publishing import require_apart
 from truecast.study.data import read_examples
 from truecast.study.fingerprints import fingerprint, row_key
 from truecast.study.local import Task, Watch, complete, run_local
@@ -60,6 +61,7 @@ def run_study(
     """
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; give 1 or more.")
+    require_apart(Path(out), plan.paths, "the study's own folder")
     variants = expand(plan)
     examples = read_examples(plan.data, plan.model.source)
     if cluster is not None:

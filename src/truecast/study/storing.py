@@ -29,7 +29,7 @@ class Store:
         self.out = out.absolute()
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{out} is a file, not a folder; choose another place.")
-        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / MARK).is_file():
+        if self.out.is_dir() and any(self.out.iterdir()) and not _is_study(self.out):
             raise InputError(f"{out} is no folder of a study, so nothing is written to it; choose another folder.")
         (self.out / "rows").mkdir(parents=True, exist_ok=True)
         if not (self.out / MARK).is_file():
@@ -71,6 +71,14 @@ class Store:
 
     def _file(self, variant: Variant) -> Path:
         return self.out / "rows" / f"{variant.slug}.json"
+
+
+def _is_study(folder: Path) -> bool:
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(mark, dict) and "schema_version" in mark
 
 
 def replace_text(file: Path, text: str) -> None:

@@ -13,7 +13,6 @@ import ctypes
 import gc
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from truecast.errors import ProofError, TruecastError
+from truecast.publishing import remove_artifact
 from truecast.study.plan import Plan
 from truecast.study.results import Cell, Footprint, Noted, State
 from truecast.study.variants import REFERENCE, Variant
@@ -69,6 +69,8 @@ def main(job_file: str, answer_file: str) -> int:
         job = Job.model_validate_json(Path(job_file).read_text(encoding="utf-8"))
         answer = {"prepare": prepare, "measure": measure}[job.step](job)
     except ProofError as error:
+        if error.kept is not None:
+            remove_artifact(error.kept)
         answer = failure(str(error).split(KEPT_AT)[0])
     except TruecastError as error:
         answer = failure(str(error))
@@ -118,7 +120,7 @@ def prepare(job: Job) -> Answer:
 
 
 def exported(job: Job) -> Answer:
-    """Exports and proves; a proof that does not hold raises ProofError, and leaves no folder."""
+    """Exports and proves; a proof that does not hold raises ProofError."""
     import truecast
     from truecast.study.authors import factory_name
 
@@ -126,10 +128,7 @@ def exported(job: Job) -> Answer:
     module = job.plan.model.module
     given = {"task": job.plan.model.task, "module": None if module is None else factory_name(module)}
     more: dict[str, Any] = settings | {name: value for name, value in given.items() if value is not None}
-    try:
-        artifact = truecast.export(job.plan.model.source, job.artifact, force=True, **more)
-    finally:
-        shutil.rmtree(job.artifact.with_name(f"{job.artifact.name}.rejected"), ignore_errors=True)
+    artifact = truecast.export(job.plan.model.source, job.artifact, force=True, **more)
     certificate = artifact.manifest.certificate
     checks = certificate.checks
     verdict = f"{certificate.status}: {sum(check.passed for check in checks)} of {len(checks)} checks"
