@@ -40,6 +40,22 @@ def left_in_float(folder: Path, hazard: bool) -> Path:
     return save(model([first, second], [rows()], [rows("y")], [*operands, *more]), folder)
 
 
+def quantized_nothing(folder: Path, hazard: bool) -> Path:
+    """What quantize_dynamic writes when none of its operators is in the graph; the twin never met a quantizer."""
+    made = linear()
+    made.producer_name = "onnx.quantize" if hazard else "pytorch"
+    return save(made, folder)
+
+
+def quantized_no_convolution(folder: Path, hazard: bool) -> Path:
+    """The same without a linear: nothing but convolutions, in float."""
+    image = node("Conv", ["x", "k"], ["y"], pads=[1, 1, 1, 1])
+    ends = [tensor("x", ["batch", 8, 16, 16])], [tensor("y", ["batch", 16, 16, 16])]
+    made = model([image], *ends, [weight("k", 16, 8, 3, 3)])
+    made.producer_name = "onnx.quantize" if hazard else "pytorch"
+    return save(made, folder)
+
+
 def transposed_dequantize(folder: Path, hazard: bool) -> Path:
     """Rows of outputs behind a Transpose, as checkpoints store them, against columns, which fuse."""
     codes = helper.make_tensor("codes", TensorProto.INT4, [WIDTH, WIDTH], (np.arange(WIDTH * WIDTH) % 15 - 7).tolist())
@@ -142,6 +158,8 @@ def rounded_experts(folder: Path, hazard: bool) -> Path:
 
 HAZARDS = (
     Hazard("TC201", "float-head", left_in_float),
+    Hazard("TC201", "nothing", quantized_nothing),
+    Hazard("TC201", "no-convolution", quantized_no_convolution),
     Hazard("TC202", "behind-transpose", transposed_dequantize),
     Hazard("TC202", "table", dequantized_table),
     Hazard("TC203", "gemm", float_between_qdq, run=True),

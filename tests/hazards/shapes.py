@@ -70,11 +70,83 @@ def contradiction(folder: Path, hazard: bool) -> Path:
 
 
 def squeezed_batch(folder: Path, hazard: bool) -> Path:
-    """Free on paper; a Squeeze of the first axis runs for one row only, and the trial sizes show it."""
-    nodes = [node("Squeeze", ["x", "axis"], ["s"]), layer("s")] if hazard else [layer()]
-    weights = [weight("w", WIDTH, WIDTH), *([constant("axis", [1], np.int64)] if hazard else [])]
-    dims = ["batch", "length", WIDTH]
-    made = model(nodes, [tensor("x", dims)], [tensor("y", ["rows", WIDTH] if hazard else dims)], weights)
+    """A Squeeze of the axis of rows runs for one row only; that of an axis of size one is right."""
+    dims = ["batch", 1, WIDTH]
+    nodes = [node("Squeeze", ["x", "axis"], ["s"]), layer("s")]
+    axis = constant("axis", [0 if hazard else 1], np.int64)
+    made = model(nodes, [tensor("x", dims)], [tensor("y", ["rows", WIDTH])], [weight("w", WIDTH, WIDTH), axis])
+    return save(made, folder)
+
+
+def divided_batch(folder: Path, hazard: bool) -> Path:
+    """x.split([2, 1]) over the rows of the trace, or over its features."""
+    sizes = [2, 1] if hazard else [WIDTH // 2, WIDTH // 2]
+    nodes = [layer("x", "m"), node("Split", ["m", "sizes"], ["y", "z"], axis=0 if hazard else 1)]
+    outputs = [tensor("y", ["some", "wide"]), tensor("z", ["others", "slim"])]
+    return save(
+        model(nodes, [rows()], outputs, [weight("w", WIDTH, WIDTH), constant("sizes", sizes, np.int64)]), folder
+    )
+
+
+def one_row(folder: Path, hazard: bool) -> Path:
+    """int(x.shape[0]) in a trace at batch 1; the twin goes back to the input's rows, as grouped convolutions do."""
+    nodes = [node("Reshape", ["x", "sizes"], ["r"]), layer("r", "y" if hazard else "m")]
+    if not hazard:
+        nodes += [node("Shape", ["x"], ["shape"]), node("Reshape", ["m", "shape"], ["y"])]
+    made = model(
+        nodes,
+        [tensor("x", ["batch", "length", WIDTH])],
+        [tensor("y", ["batch", "length", WIDTH])],
+        [weight("w", WIDTH, WIDTH), constant("sizes", [1, -1, WIDTH], np.int64)],
+    )
+    return save(made, folder)
+
+
+def first_of_the_batch(folder: Path, hazard: bool) -> Path:
+    """The rows of a loop over range(x.shape[0]) that was traced at batch 1; the file still declares all of them."""
+    taken = [node("Gather", ["m", "first"], ["r"], axis=0), node("Unsqueeze", ["r", "axis"], ["y"])]
+    numbers = [constant("first", 0, np.int64), constant("axis", [0], np.int64)]
+    nodes = [layer("x", "m"), *taken] if hazard else [layer()]
+    return save(model(nodes, [rows()], [rows("y")], [weight("w", WIDTH, WIDTH), *(numbers if hazard else [])]), folder)
+
+
+def first_of_a_named_batch(folder: Path, hazard: bool) -> Path:
+    """The last step of a recording is a fair output; the first row of a batch is not."""
+    taken = [node("Gather", ["m", "first"], ["r"], axis=0), node("Unsqueeze", ["r", "axis"], ["y"])]
+    numbers = [constant("first", 0, np.int64), constant("axis", [0], np.int64)]
+    ends = [tensor("x", ["batch" if hazard else "time", WIDTH])], [tensor("y", [1, WIDTH])]
+    return save(model([layer("x", "m"), *taken], *ends, [weight("w", WIDTH, WIDTH), *numbers]), folder)
+
+
+def joined_literal(folder: Path, hazard: bool) -> Path:
+    """A class token for the rows of the trace; the twin repeats it for the rows of the input."""
+    nodes = [
+        node("Shape", ["x"], ["batch"], start=0, end=1),
+        node("Concat", ["batch", "rest"], ["sizes"], axis=0),
+        node("Expand", ["token", "sizes"], ["tokens"]),
+    ]
+    join = node("Concat", ["token" if hazard else "tokens", "x"], ["n"], axis=1)
+    made = model(
+        [*([] if hazard else nodes), join, layer("n")],
+        [tensor("x", ["batch", "length", WIDTH])],
+        [tensor("y", ["batch", "longer", WIDTH])],
+        [weight("w", WIDTH, WIDTH), weight("token", 1, 1, WIDTH), constant("rest", [1, WIDTH], np.int64)],
+    )
+    return save(made, folder)
+
+
+def first_state(folder: Path, hazard: bool) -> Path:
+    """An LSTM whose zeros have one row, as torch's exporter wrote them at batch 1."""
+    zeros = constant("zeros", np.zeros((1, 1, WIDTH)))
+    weights = [weight("kernel", 1, 4 * WIDTH, WIDTH), weight("recurrence", 1, 4 * WIDTH, WIDTH), zeros]
+    states = ["", "", "zeros", "zeros"] if hazard else []
+    recurrent = node("LSTM", ["x", "kernel", "recurrence", *states], ["h"], hidden_size=WIDTH)
+    made = model(
+        [recurrent, node("Squeeze", ["h", "axis"], ["y"])],
+        [tensor("x", ["time", "batch", WIDTH])],
+        [tensor("y", ["time", "batch", WIDTH])],
+        [*(weights if hazard else weights[:2]), constant("axis", [1], np.int64)],
+    )
     return save(made, folder)
 
 
@@ -88,9 +160,16 @@ def misdeclared(folder: Path, hazard: bool) -> Path:
 HAZARDS = (
     Hazard("TC301", "static", static),
     Hazard("TC302", "fixed-output", fixed_output),
-    Hazard("TC303", "added-literal", added_literal),
-    Hazard("TC303", "literal-reshape", literal_reshape),
+    Hazard("TC302", "first-of-the-batch", first_of_the_batch),
+    Hazard("TC302", "first-of-a-named-batch", first_of_a_named_batch),
+    Hazard("TC303", "added-literal", added_literal, besides=("TC302",)),
+    Hazard("TC303", "joined-literal", joined_literal, besides=("TC302", "TC305")),
+    Hazard("TC303", "first-state", first_state, besides=("TC302", "TC305")),
+    Hazard("TC303", "squeezed-batch", squeezed_batch),
+    Hazard("TC303", "divided-batch", divided_batch),
+    Hazard("TC303", "literal-reshape", literal_reshape, besides=("TC302",)),
     Hazard("TC304", "rows", rows_from_reshape),
+    Hazard("TC304", "one-row", one_row, besides=("TC302",)),
     Hazard("TC305", "contradiction", contradiction),
     Hazard("TC307", "misdeclared", misdeclared, run=True),
 )

@@ -5,19 +5,21 @@ from __future__ import annotations
 import builtins
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import GraphProto, TensorProto, helper
+from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from tests.hazards import weights
-from tests.hazards.building import linear, save
+from tests.hazards.building import constant, layer, linear, model, node, rows, save, weight
 from truecast.cli import main
 from truecast.diagnosis import diagnose
 from truecast.diagnosis.damage import damages
+from truecast.diagnosis.diagnosing import gather
 from truecast.diagnosis.loading import PROTOBUF_LIMIT
 from truecast.errors import InputError
 
@@ -92,7 +94,47 @@ def of_tensor(
     return make
 
 
+def of_nodes(*nodes: NodeProto, functions: Sequence[FunctionProto] = ()) -> Callable[[Path], Path]:
+    """Rows through such nodes, the last of which makes y."""
+
+    def make(folder: Path) -> Path:
+        made = model(nodes, [rows()], [rows("y")])
+        made.functions.extend(functions)
+        return save(made, folder)
+
+    return make
+
+
+def calling(name: str, called: str) -> FunctionProto:
+    """A function that is another."""
+    imports = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    return helper.make_function("own", name, ["a"], ["b"], [node(f"own.{called}", ["a"], ["b"])], imports)
+
+
+def sparse(values: int, indices: Any, shape: list[int]) -> Callable[[Path], Path]:
+    """A sparse initializer with so many values."""
+
+    def make(folder: Path) -> Path:
+        made = linear()
+        del made.graph.initializer[:]
+        parts = constant("w", np.ones(values)), constant("", indices, np.int64)
+        made.graph.sparse_initializer.append(SparseTensorProto(values=parts[0], indices=parts[1], dims=shape))
+        return save(made, folder)
+
+    return make
+
+
 CASES = {
+    "cycle": of_nodes(node("Add", ["x", "c"], ["a"]), node("Relu", ["a"], ["c"]), node("Relu", ["c"], ["y"])),
+    "function that calls itself": of_nodes(node("own.F", ["x"], ["y"]), functions=[calling("F", "F")]),
+    "functions that call each other": of_nodes(
+        node("own.F", ["x"], ["y"]), functions=[calling("F", "G"), calling("G", "F")]
+    ),
+    "data type of a cast": of_nodes(node("Cast", ["x"], ["y"], to=999)),
+    "attribute of another type": of_nodes(node("Cast", ["x"], ["y"], to="FLOAT")),
+    "axis that is text": of_nodes(node("Concat", ["x", "x"], ["y"], axis="last")),
+    "sparse with too few indices": sparse(3, [0, 9], [64, 64]),
+    "sparse beyond its shape": sparse(2, [[0, 0], [64, 0]], [64, 64]),
     "shape far beyond the data": of_tensor([1 << 40, 1 << 20]),
     "shape that overflows": of_tensor([1 << 62, 1 << 62]),
     "negative size": of_tensor([4, -4]),
@@ -143,6 +185,37 @@ def test_a_classifier_that_returns_maps_is_read(tmp_path: Path) -> None:
     """scikit-learn's converters write them."""
     file = Path(ort.__file__).parent / "datasets" / "logreg_iris.onnx"
     assert diagnose(file).codes == ("TC301",)
+
+
+def test_sparse_weights_are_weights(tmp_path: Path) -> None:
+    """As an initializer and as a Constant node; ONNX Runtime loads both."""
+    values, places = weight("w", 3), constant("", [1, 70, 4095], np.int64)
+    dense = np.zeros(64 * 64, np.float32)
+    dense[[1, 70, 4095]] = numpy_helper.to_array(values)
+    held = helper.make_sparse_tensor(values, places, [64, 64])
+    made = linear()
+    del made.graph.initializer[:]
+    made.graph.sparse_initializer.append(held)
+    for write in (lambda folder: save(made, folder), of_nodes(node("Constant", [], ["w"], sparse_value=held), layer())):
+        file = write(tmp_path)
+        (found,) = gather(file).weights
+        assert np.array_equal(found.array().reshape(-1), dense)
+        assert diagnose(file).findings == ()
+        ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+def test_a_sparse_weight_that_would_be_huge_is_not_made_dense(tmp_path: Path) -> None:
+    path = sparse(2, [1, 5], [1 << 40, 1 << 20])(tmp_path)
+    (found,) = gather(path).weights
+    assert not found.readable
+    assert "TC507" not in diagnose(path).codes  # what the file holds is small
+
+
+def test_nodes_in_any_order_are_read(tmp_path: Path) -> None:
+    """ONNX Runtime sorts them, and so does the diagnosis."""
+    path = of_nodes(node("Relu", ["m"], ["y"]), node("Relu", ["x"], ["m"]))(tmp_path)
+    assert diagnose(path).findings == ()
+    ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize(

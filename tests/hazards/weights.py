@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from tests.hazards.building import (
     WIDTH,
@@ -38,6 +38,29 @@ def twice(folder: Path, hazard: bool) -> Path:
         [rows("y")],
         [weight("w", WIDTH, WIDTH), *([other] if hazard else [])],
     )
+    return save(made, folder)
+
+
+def constants_twice(folder: Path, hazard: bool) -> Path:
+    """One matrix in two Constant nodes, as Paddle and Spox write weights."""
+    held = [weight("w", WIDTH, WIDTH), weight("w" if hazard else "v", WIDTH, WIDTH)]
+    nodes = [node("Constant", [], [name], value=tensor) for name, tensor in zip(("a", "b"), held, strict=True)]
+    return save(model([*nodes, layer("x", "m", "a"), layer("m", "y", "b")], [rows()], [rows("y")]), folder)
+
+
+def sparse_twice(folder: Path, hazard: bool) -> Path:
+    """A sparse initializer and the same matrix written out."""
+    values = weight("s", 8)
+    indices = constant("", [[i, 2 * i] for i in range(8)], np.int64)
+    full = np.zeros((WIDTH, WIDTH))
+    full[np.arange(8), 2 * np.arange(8)] = numpy_helper.to_array(values)
+    made = model(
+        [layer("x", "m", "s"), layer("m", "y", "full")],
+        [rows()],
+        [rows("y")],
+        [constant("full", full if hazard else full.T)],
+    )
+    made.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [WIDTH, WIDTH]))
     return save(made, folder)
 
 
@@ -154,6 +177,8 @@ def zeros(folder: Path, hazard: bool) -> Path:
 
 HAZARDS = (
     Hazard("TC501", "twice", twice),
+    Hazard("TC501", "constants", constants_twice),
+    Hazard("TC501", "sparse", sparse_twice),
     Hazard("TC502", "transposed-copy", transposed_copy),
     Hazard("TC503", "behind-transpose", behind_transpose),
     Hazard("TC504", "parent", escaping),

@@ -6,10 +6,14 @@ Only the message itself is looked at; whether external data is there and long en
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
+
+from truecast.diagnosis.inference import TYPE_ATTRIBUTES
+from truecast.diagnosis.schemas import find_schema, standard
+from truecast.diagnosis.sparse import graphs_in, sparse_damage, sparse_value
 
 BYTE_BITS = 8
 TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
@@ -20,19 +24,45 @@ NUMBERS = ("offset", "length")
 
 def damages(graph: onnx.GraphProto) -> Iterator[str]:
     """A phrase for each tensor of the graph and its subgraphs that cannot be what it declares."""
-    for tensor in _tensors(graph):
-        if reason := _damage(tensor):
-            yield f"{tensor.name or 'a constant'} {reason}"
+    for holder in graphs_in(graph):
+        for tensor in _tensors(holder):
+            if reason := _damage(tensor):
+                yield f"{tensor.name or 'a constant'} {reason}"
+        for name, sparse in _sparse_tensors(holder):
+            if reason := _damage(sparse.values) or _damage(sparse.indices) or sparse_damage(sparse):
+                yield f"{name or 'a constant'} {reason}"
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The dense tensors that a graph itself holds."""
     yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            yield attribute.t
+
+
+def _sparse_tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.SparseTensorProto]]:
+    """The sparse tensors that a graph itself holds, with their names."""
+    yield from ((sparse.values.name, sparse) for sparse in graph.sparse_initializer)
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _tensors(inner)
+        if (sparse := sparse_value(node)) is not None and node.output:
+            yield node.output[0], sparse
+
+
+def node_damages(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> Iterator[str]:
+    """A phrase for each attribute that is of another type than its operator has, or names no data type."""
+    for node in nodes:
+        schema = find_schema(node, opsets)
+        for name, attribute in node.attributes.items():
+            wanted = None if schema is None else schema.attributes.get(name)
+            if wanted is not None and attribute.type.value != wanted:
+                yield f"{node.op_type} has a {name} of type {attribute.type.name}, not {ir.AttributeType(wanted).name}"
+            elif name in TYPE_ATTRIBUTES and not standard(node.domain) and not _names_dtype(attribute):
+                yield f"{node.op_type} names the data type {attribute.value}, which ONNX does not know"
+
+
+def _names_dtype(attribute: ir.Attr) -> bool:
+    return attribute.type != ir.AttributeType.INT or attribute.as_int() in {int(kind) for kind in ir.DataType}
 
 
 def _damage(tensor: onnx.TensorProto) -> str | None:

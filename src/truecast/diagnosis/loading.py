@@ -10,19 +10,25 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx_ir.passes.common import InlinePass
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from truecast.artifact import MANIFEST_NAME, read_manifest
-from truecast.diagnosis.damage import damages
+from truecast.diagnosis.damage import damages, node_damages
+from truecast.diagnosis.sparse import put_back, set_apart
 from truecast.errors import InputError
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 """Bytes that one protobuf message can have."""
+FIRST_OVERRIDABLE_IR = 4
+"""IR version from which an initializer that is an input too can be fed, and one that is none is a constant."""
+UNREADABLE = (ValueError, TypeError, KeyError, ir.serde.SerdeError, ir.passes.PreconditionError)
+"""What onnx-ir raises for a graph that is none: cycles among nodes or functions, names made twice, unknown types."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,13 @@ def read_model(file: Path) -> ir.Model:
     model = _parsed(file)
     if not model.graph.outputs or not model.opset_imports:
         raise InputError(f"{file} is no ONNX model: it has no graph with outputs; give the file that the export wrote.")
-    if unknown := next(_unmade(model), None):
-        raise InputError(f"{file} is damaged: {unknown}; export or download it again.")
-    return InlinePass()(model).model if model.functions else model
+    if damage := next(chain(_unmade(model), node_damages(_nodes(model), model.opset_imports)), None):
+        raise InputError(f"{file} is damaged: {damage}; export or download it again.")
+    return model
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    return ir.traversal.RecursiveGraphIterator(model.graph)
 
 
 def _unmade(model: ir.Model) -> Iterator[str]:
@@ -98,15 +108,41 @@ def _parsed(file: Path) -> ir.Model:
         proto = onnx.load_model(file, format="protobuf", load_external_data=False)
         if damage := next(damages(proto.graph), None):
             raise InputError(f"{file} is damaged: {damage}; export or download it again.")
-        _forget_maps(proto.graph)
-        with _quiet():
-            model = ir.from_proto(proto)
+        model = _read(proto)
+    except RecursionError as error:
+        raise InputError(f"{file} is damaged: its graphs are nested too deeply; export it again.") from error
     except (DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no ONNX model or is cut short ({error}); write it again.") from error
-    except (ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{file} holds no valid ONNX graph ({_reason(error)}); export it again.") from error
     ir.external_data.set_base_dir(model.graph, file.parent)
     return model
+
+
+def _read(proto: onnx.ModelProto) -> ir.Model:
+    """The model with its functions inlined, its nodes in order, and Constant nodes and sparse weights as initializers.
+
+    ONNX Runtime makes initializers of all of these when it loads a model.
+    """
+    _forget_maps(proto.graph)
+    if proto.ir_version < FIRST_OVERRIDABLE_IR:
+        _forget_constant_inputs(proto.graph)
+    sparse = set_apart(proto.graph)
+    with _quiet():
+        model = ir.from_proto(proto)
+        model = InlinePass()(model).model if model.functions else model
+        model.graph.sort()
+        model = LiftConstantsToInitializersPass()(model).model
+    put_back(model, sparse)
+    return model
+
+
+def _forget_constant_inputs(graph: onnx.GraphProto) -> None:
+    """Takes away the inputs that are initializers: up to IR 3 all had to be listed, and none can be fed."""
+    held = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name in held]
+    for value in inputs:
+        graph.input.remove(value)
 
 
 @contextmanager

@@ -31,7 +31,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Schema:
-    """One version of an operator. `constraints` maps a constraint to the dtypes that it allows."""
+    """One version of an operator.
+
+    `constraints` maps a constraint to the dtypes that it allows, `attributes` an attribute to the number of its type in
+    onnx.proto.
+    """
 
     domain: str
     name: str
@@ -39,7 +43,7 @@ class Schema:
     inputs: tuple[Parameter, ...]
     outputs: tuple[Parameter, ...]
     constraints: Mapping[str, frozenset[str]]
-    attributes: frozenset[str]
+    attributes: Mapping[str, int]
     most_inputs: int
     least_inputs: int
 
@@ -80,7 +84,7 @@ def _schema(raw: Any) -> Schema:
         inputs=tuple(_formal(parameter) for parameter in raw.inputs),
         outputs=tuple(_formal(parameter) for parameter in raw.outputs),
         constraints={c.type_param_str: frozenset(c.allowed_type_strs) for c in raw.type_constraints},
-        attributes=frozenset(raw.attributes),
+        attributes={name: int(attribute.type) for name, attribute in raw.attributes.items()},
         most_inputs=raw.max_input,
         least_inputs=raw.min_input,
     )

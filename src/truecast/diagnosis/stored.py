@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.diagnosis.loading import ExternalData
+from truecast.diagnosis.sparse import LARGEST_BYTES
 
 SAMPLE_BYTES = 4096
 """Bytes of each sample of a weight: one page, so that a sample is one read."""
@@ -55,9 +56,10 @@ class Weight:
 
     @property
     def readable(self) -> bool:
-        """Whether its bytes may be read: in the file itself, or in an existing file of the model's folder."""
+        """Whether its bytes may be read: in the file itself, not huge when dense, or in the model's folder."""
         if self.source is None:
-            return self.dtype is not ir.DataType.STRING
+            sparse = isinstance(self.tensor, ir.LazyTensor)
+            return self.dtype is not ir.DataType.STRING and not (sparse and self.nbytes > LARGEST_BYTES)
         file = self.source.path
         return self.source.inside and file.is_file() and self.source.offset + self.nbytes <= file.stat().st_size
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,12 @@ from truecast.diagnosis.stored import Weight
 
 PRODUCTS = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1}
 """Products in float and the input that is the weight."""
+WITHOUT_CODES = {"Conv": 1, "LSTM": 1, "GRU": 1, "Attention": 1}
+"""Others that quantizers take, which count where a quantizer took nothing at all."""
+QUANTIZER = "onnx.quantize"
+"""What ONNX Runtime's quantizers write as the producer (onnxruntime/quantization/onnx_quantizer.py)."""
+INTEGER_OPERATOR = re.compile("Quantize|Integer|NBits|Bnb4|^Q[A-Z]")
+"""Names of operators that compute with codes, make them or take them back."""
 QUANTIZED_WEIGHT = {
     "MatMulInteger": 1,
     "MatMulIntegerToFloat": 1,
@@ -70,12 +77,14 @@ def weight_behind(value: ir.Value | None, evidence: Evidence) -> Weight | None:
     return None
 
 
-def float_products(evidence: Evidence) -> Iterator[tuple[ir.Node, Weight]]:
-    """Products with a matrix of float weights."""
+def float_products(evidence: Evidence, products: Mapping[str, int] = PRODUCTS) -> Iterator[tuple[ir.Node, Weight]]:
+    """Products with float weights of two axes or, those of convolutions and recurrent layers, more."""
     for node in evidence.nodes:
-        index = PRODUCTS.get(node.op_type)
+        index = products.get(node.op_type)
         weight = weight_behind(node.inputs[index], evidence) if index is not None and len(node.inputs) > index else None
-        if weight is not None and weight.dtype.is_floating_point() and len(weight.shape) == 2:
+        if weight is None or not weight.dtype.is_floating_point():
+            continue
+        if len(weight.shape) == 2 or (node.op_type in WITHOUT_CODES and len(weight.shape) > 2):
             yield node, weight
 
 
@@ -101,21 +110,35 @@ def quantized_elements(evidence: Evidence) -> int:
     return packed + sum(weight.elements for _, weight in dequantized_weights(evidence))
 
 
+def went_through_a_quantizer(evidence: Evidence) -> bool:
+    """Whether the file names a quantizer as its producer."""
+    return evidence.model.producer_name == QUANTIZER
+
+
 def left_in_float(evidence: Evidence) -> Seen | None:
-    """Linears that a quantizer skipped in silence: Gemm, a tied head behind a Transpose, excluded names."""
+    """Linears that a quantizer skipped in silence: Gemm, a tied head behind a Transpose, excluded names, or all."""
     quantized = quantized_elements(evidence)
-    if not quantized:
+    nothing = not quantized and went_through_a_quantizer(evidence) and not _has_integers(evidence)
+    if not quantized and not nothing:
         return None
-    left = {
-        weight.name: (node, weight) for node, weight in float_products(evidence) if weight.elements >= SMALLEST_WEIGHT
-    }
+    products = {**PRODUCTS, **WITHOUT_CODES} if nothing else PRODUCTS
+    held = {weight.name: (node, weight) for node, weight in float_products(evidence, products)}
+    left = {name: pair for name, pair in held.items() if pair[1].elements >= SMALLEST_WEIGHT}
+    if not left:
+        return None
     elements = sum(weight.elements for _, weight in left.values())
     share = elements / (elements + quantized)
     if share <= TOLERATED_SHARE:
         return None
     worst = sorted(left.values(), key=lambda pair: -pair[1].nbytes)
     names = [f"{label(node)} ({weight.name} {list(weight.shape)})" for node, weight in worst]
-    return seen(names, f"{share:.0%} of the linear weights", nbytes=sum(weight.nbytes for _, weight in worst))
+    which = ", the file went through a quantizer that changed nothing" if nothing else ""
+    return seen(names, f"{share:.0%} of the linear weights{which}", nbytes=sum(weight.nbytes for _, weight in worst))
+
+
+def _has_integers(evidence: Evidence) -> bool:
+    """Whether any node computes with codes or makes them."""
+    return any(INTEGER_OPERATOR.search(node.op_type) for node in evidence.nodes)
 
 
 def dequantized_each_run(evidence: Evidence) -> Seen | None:

@@ -166,7 +166,7 @@ def linked(evidence: Evidence) -> Seen | None:
 
 def inline_limit(evidence: Evidence) -> Seen | None:
     """A file close to protobuf's limit of 2 GiB."""
-    inline = sum(weight.nbytes for weight in evidence.weights if weight.source is None)
+    inline = sum(w.nbytes for w in evidence.weights if w.source is None and not isinstance(w.tensor, ir.LazyTensor))
     return (
         Seen((evidence.path.name,), 1, "weights in the file itself", nbytes=inline) if inline > INLINE_LIMIT else None
     )
