@@ -3,6 +3,7 @@
 # make lint         install, then ruff, mypy and the contracts of the layers
 # make conformance  write docs/conformance.md
 # make bench        write docs/benchmarks/ (see bench/README.md)
+# make manual       write the small models that the manual's commands work on, a folder for each page, into out/manual
 # make study        train the two heads of examples/two_heads, measure every variant, write docs/study-two-heads/
 # make lock         write requirements.lock from the newest versions that pyproject.toml allows
 # make clean        remove the environment and the caches; models/ and out/ stay
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: install demo test lint conformance bench study lock clean
+.PHONY: install demo test lint conformance bench manual study lock clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH := torch==2.13.0
@@ -73,6 +74,9 @@ bench: $(ENVIRONMENT)/installed $(MODEL) $(MINILM)
 	$(BIN)/python bench/importing.py
 	$(BIN)/python bench/perplexity.py $(MODEL)
 	$(BIN)/python bench/encoders.py
+
+manual: $(ENVIRONMENT)/installed
+	$(BIN)/python -m tests.docs.folders out/manual
 
 models/two-heads/model.safetensors: examples/two_heads/train.py | $(MINILM)
 	$(BIN)/python examples/two_heads/train.py $(MINILM) $(@D)

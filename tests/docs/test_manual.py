@@ -5,24 +5,18 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf import GGMLQuantizationType
 
-from tests.checkpoint.gguf.cases import BY_NAME as GGUF_CASES
+from tests.docs.folders import begins_with_small, furnish
 from tests.docs.manual import GENERATED, PAGES, REPOSITORY, WRITTEN, Block, begins_with, blocks, commands, fits
-from tests.encoders import classifier, sentences
 from truecast.cli import main
 
 SLUG = re.compile(r"[^\w\- ]")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\((?P<path>[^)#\s]*)(?:#(?P<heading>[^)\s]+))?\)")
-QUANTIZED = REPOSITORY / "tests" / "data" / "gptqmodel-act-order"
-"""What the manual calls `quantized`: 4-bit GPTQ with act-order."""
-ENCODERS = {"classifier": classifier, "sentences": sentences}
 MAKE_TARGETS = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -55,17 +49,6 @@ def test_the_page_is_true(
             assert fits(out + err, block.printed), f"{page.name}:{block.line} printed\n{out}{err}"
 
 
-def furnish(place: Path, checkpoint: Path, artifact: Path) -> None:
-    """Puts what a page begins with into place: a GGUF file, an artifact (`out`), or a checkpoint."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.suffix == ".gguf":
-        GGUF_CASES["gemma3"].write(place, kind=GGMLQuantizationType.Q8_0)
-    elif place.name in ENCODERS:
-        ENCODERS[place.name](place)
-    else:
-        shutil.copytree({"out": artifact, "quantized": QUANTIZED}.get(place.name, checkpoint), place)
-
-
 def shell(block: Block, page: Path) -> None:
     """Runs each line; `truecast` in this process, which spares it the time to import PyTorch."""
     for command in commands(block.body):
@@ -88,6 +71,13 @@ def cell(source: str, name: str, namespace: dict[str, Any]) -> None:
         value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
         if value is not None:
             print(repr(value))
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_a_reader_is_told_where_a_pages_commands_work(page: Path) -> None:
+    text = page.read_text()
+    told = f"*The commands below work in `out/manual/{page.stem}`, which `make manual` writes.*"
+    assert (told in text) == bool(begins_with_small(text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
