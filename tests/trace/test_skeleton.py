@@ -58,7 +58,7 @@ def test_a_checkpoints_own_code_does_not_run_unless_trusted(tmp_path: Path) -> N
 
 
 def test_a_model_that_is_no_language_model_is_refused() -> None:
-    with pytest.raises(InputError, match="'vit' cannot be cast as a language model"):
+    with pytest.raises(InputError, match="'vit' cannot be cast for text-generation"):
         build_decoder(AutoConfig.for_model("vit"), torch.float32)
 
 

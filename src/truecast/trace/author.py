@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from truecast.errors import InputError
+from truecast.trace.explaining import NOT_YET, explained
 
 UNBOUNDED = 1 << 31
 """A bound of this size or more is none."""
@@ -123,6 +124,11 @@ class AuthorModule:
         return self.task != MODULE
 
     @property
+    def way_out(self) -> str:
+        """What to do about code that cannot be traced: a user's own can be changed."""
+        return NOT_YET if self.is_pretrained else "write it in another way"
+
+    @property
     def axes(self) -> dict[str, Axis]:
         """Every free axis by its name; those that follow from others are left out."""
         return {axis.name: axis for spec in self.inputs for axis in spec.axes.values() if not axis.of}
@@ -203,18 +209,11 @@ def _named(module: nn.Module, given: Any) -> dict[str, Tensor]:
 
 def try_call(author: AuthorModule, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     """The module's outputs by name; raises InputError when forward() does not take the tensors."""
-    try:
-        with torch.no_grad():
-            outputs = author(tensors)
-    except InputError:
-        raise
-    except Exception as error:  # whatever the author's code raises
-        names = [spec.name for spec in author.inputs]
-        shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(names, tensors, strict=True))
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{type(author.module).__name__} does not take the inputs {shapes} ({reason}); give others."
-        ) from error
+    names = [spec.name for spec in author.inputs]
+    shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(names, tensors, strict=True))
+    what = f"{type(author.module).__name__} does not take the inputs {shapes}"
+    with explained(what, NOT_YET if author.is_pretrained else "give others"), torch.no_grad():
+        outputs = author(tensors)
     if not outputs:
         raise InputError(f"{type(author.module).__name__} returns no tensor; there is nothing to cast.")
     return outputs

@@ -28,6 +28,7 @@ from truecast.trace.capture import capture, past_of
 from truecast.trace.cleanup import clean
 from truecast.trace.context import LeafMismatch, StepContext
 from truecast.trace.experts import ExpertsSeam, experts_seam
+from truecast.trace.explaining import NOT_YET, explained, trouble
 from truecast.trace.layers import DOMAIN, UnlikeLayersError, find_layers, traced_once
 from truecast.trace.leaves import lowered_leaves
 from truecast.trace.repeatable import watched
@@ -146,12 +147,17 @@ def _traced(
             reasons["layers"] = str(reason)
         except LeafMismatch as reason:
             reasons["attention"] = str(reason)
-        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        except InputError:
+            raise
+        except Exception as error:
             # the author's code met a CausalMask where it wants a tensor: it does its attention by itself
+            words = trouble(error)
+            if words is None:
+                raise
             if not lowered:
-                raise InputError(f"{kind!r} cannot be traced: {_one_line(error)}.") from error
-            reasons["attention"] = f"the model does its attention by itself ({_one_line(error)})"
-    raise InputError(f"{kind!r} cannot be traced: {'; '.join(reasons.values())}.")
+                raise InputError(f"{kind!r} cannot be traced: {words}; {NOT_YET}.") from error
+            reasons["attention"] = f"the model does its attention by itself ({words})"
+    raise InputError(f"{kind!r} cannot be traced: {'; '.join(reasons.values())}; {NOT_YET}.")
 
 
 @contextmanager
@@ -165,28 +171,22 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _cache_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[int, Any]:
     """(heads, width) of every layer's key and value, learned by running the model once under fake tensors."""
     layers = config.get_text_config().num_hidden_layers
     cache = RecordingCache(layers)
     ids = torch.zeros(2, 3, dtype=torch.long)
     logits: list[Tensor] = []
-    try:
-        with torch.no_grad(), _quiet(), watched(model, lambda: logits):
-            outputs = model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                position_ids=ids,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits.append(outputs.logits)
-    except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{config.model_type!r} cannot be traced as a decoder: {_one_line(error)}.") from error
+    refused = explained(f"{config.model_type!r} cannot be traced as a decoder")
+    with refused, torch.no_grad(), _quiet(), watched(model, lambda: logits):
+        outputs = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits.append(outputs.logits)
     if not cache.shapes:
         raise InputError(f"{config.model_type!r} keeps no key/value cache; it cannot be cast as a decoder yet.")
     return dict(sorted(cache.shapes.items()))

@@ -25,6 +25,7 @@ from truecast.errors import InputError
 from truecast.trace.author import RELATED, UNBOUNDED, AuthorModule, Axis, InputSpec
 from truecast.trace.capture import forget_weights, to_onnx
 from truecast.trace.cleanup import clean
+from truecast.trace.explaining import explained
 from truecast.trace.leaves import lowered_leaves
 from truecast.trace.repeatable import require_function
 from truecast.trace.rotary import rotary_seam
@@ -72,6 +73,7 @@ def trace_module(author: AuthorModule, dialect: Dialect) -> ModuleTrace:
         rotary = stack.enter_context(rotary_seam(author.module, dialect.rotary))
         counts = stack.enter_context(lowered_leaves(author.module, dialect))
         step = Recorded(author, noted.append).eval()
+        stack.enter_context(explained(f"{type(author.module).__name__} cannot be traced", author.way_out))
         with author.mode or nullcontext():
             program = _export(step, author, examples)
         graph = to_onnx(program, [spec.name for spec in author.inputs], noted[-1], dialect.opset)
@@ -103,18 +105,10 @@ def roomy(inputs: Sequence[InputSpec]) -> list[Tensor]:
 
 def _export(step: nn.Module, author: AuthorModule, examples: Sequence[Tensor]) -> ExportedProgram:
     shapes = tuple(dict.fromkeys(spec.axes, Dim.AUTO) or None for spec in author.inputs)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(step, tuple(examples), dynamic_shapes=(shapes,), strict=False)
-    except Exception as error:  # torch.export raises of many kinds
-        raise InputError(f"{type(author.module).__name__} cannot be traced: {_reason(error)}.") from error
+    with torch.no_grad():
+        program = torch.export.export(step, tuple(examples), dynamic_shapes=(shapes,), strict=False)
     require_ranges(program, author)
     return program
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _inputs_of(program: ExportedProgram) -> list[Any]:

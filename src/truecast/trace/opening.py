@@ -71,7 +71,7 @@ def open_author(
     checkpoint = open_checkpoint(source.path)
     task = chosen_task(checkpoint, source.task)
     with fake_tensors() if fake else nullcontext() as mode:
-        author = author_of(checkpoint, task, dtype, source.trust_remote_code, initialized=not fake)
+        author = author_of(checkpoint, task, dtype, source.trust_remote_code)
     return replace(author, mode=mode).with_axes(source.dynamic), checkpoint
 
 

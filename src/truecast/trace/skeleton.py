@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -22,13 +21,16 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.initialization import no_init_weights
 
 from truecast.checkpoint.divisions import SCALES
 from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.checkpoint.stacks import stack
+from truecast.checkpoint.tasks import GENERATION
 from truecast.errors import InputError
 from truecast.trace.divided import divide_activations
+from truecast.trace.explaining import CHECK_CONFIG, explained
 
 
 def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -36,14 +38,12 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreT
     raw = {key: value for key, value in checkpoint.config.items() if key not in CONFIG_KEYS}
     kind = raw.pop("model_type", None)
     if kind in CONFIG_MAPPING:
-        try:
+        with explained(f"config.json of {checkpoint.path} is not valid for {kind!r}", CHECK_CONFIG):
             known: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
-        except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"config.json of {checkpoint.path} is not valid for {kind!r}: {reason}.") from error
         return known
     if "auto_map" in raw and trust_remote_code:
-        foreign: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=True)
+        with explained(f"config.json of {checkpoint.path} cannot be read by the code that comes with it", CHECK_CONFIG):
+            foreign: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=True)
         return foreign
     if "auto_map" in raw:
         raise InputError(
@@ -66,18 +66,32 @@ def build_decoder(
 
     Raises InputError when transformers has no causal language model for this configuration, or no place for `scales`.
     """
-    try:
-        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config,
-            dtype=dtype,
-            attn_implementation="eager",
-            experts_implementation="eager",
-            trust_remote_code=trust_remote_code,
+    model = built(
+        AutoModelForCausalLM,
+        config,
+        GENERATION,
+        dtype=dtype,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        trust_remote_code=trust_remote_code,
+    )
+    with_divisions(model, scales or {})
+    return model
+
+
+def built(auto: Any, config: PreTrainedConfig, task: str, **options: Any) -> PreTrainedModel:
+    """The model that one of transformers' auto classes has for `config`, in evaluation mode (`without_data`).
+
+    Raises InputError where it has none, or the author's code does not take the configuration.
+    """
+    if type(config) not in auto._model_mapping and auto.__name__ not in (getattr(config, "auto_map", None) or {}):
+        raise InputError(
+            f"{config.model_type!r} cannot be cast for {task}: transformers has no such model of this type; "
+            "choose another --task."
         )
-    except ValueError as error:
-        raise InputError(f"{config.model_type!r} cannot be cast as a language model: {_first_line(error)}") from error
-    with_divisions(model.eval(), scales or {})
-    return model  # type: ignore[no-any-return]
+    with explained(f"{config.model_type!r} cannot be built as config.json says", CHECK_CONFIG, config):
+        model: PreTrainedModel = without_data(lambda: auto.from_config(config, **options).eval())
+    return model
 
 
 def with_divisions(model: PreTrainedModel, scales: Mapping[str, StoredTensor]) -> None:
@@ -85,10 +99,6 @@ def with_divisions(model: PreTrainedModel, scales: Mapping[str, StoredTensor]) -
     if scales:
         places = [f"{name}.{SCALES}" for name, _ in model.named_modules()]
         divide_activations(model, scales, checkpoint_renamer(model, places), model.dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].split(" Model type should be")[0]
 
 
 @contextmanager
@@ -99,13 +109,13 @@ def fake_tensors() -> Iterator[FakeTensorMode]:
 
 
 def without_data(make: Callable[[], Any]) -> Any:
-    """The module that `make` gives; under fake tensors, made on the meta device, as transformers does when it loads.
+    """The module that `make` gives; under fake tensors, made as transformers makes one that it loads.
 
-    What an author asks for on the processor then has values, which fake tensors have not: some count with them.
+    That is on the meta device, its weights not initialized: some authors count with values, which fake tensors lack.
     """
     if not isinstance(torch.empty(0), FakeTensor):
         return make()
-    with unset_fake_temporarily(), torch.device("meta"):
+    with unset_fake_temporarily(), torch.device("meta"), no_init_weights():
         module = make()
     made: dict[int, Any] = {}
     for part in module.modules():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.initialization import no_init_weights
 
 from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.model import Checkpoint
@@ -34,7 +32,7 @@ from truecast.checkpoint.tasks import FEATURES, SENTENCES
 from truecast.errors import InputError
 from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
 from truecast.trace.pooling import read_pooling
-from truecast.trace.skeleton import load_config, with_divisions, without_data
+from truecast.trace.skeleton import built, load_config, with_divisions
 
 CLASSES: Mapping[str, Any] = {
     FEATURES: AutoModel,
@@ -67,27 +65,18 @@ def author_of(
     task: str,
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
-    initialized: bool = False,
 ) -> AuthorModule:
     """The author's model of a checkpoint for `task`, weights not loaded; under fake tensors it takes no memory.
 
-    `initialized` gives it the random weights of a new model, and real buffers.
+    Without them it has the random weights of a new model, and real buffers.
 
     Raises InputError when transformers has no such model, or its inputs are of no known kind.
     """
     config = load_config(checkpoint, trust_remote_code)
     _without_cache(config)
-    try:
-        with nullcontext() if initialized else no_init_weights():
-            model = without_data(
-                lambda: CLASSES[task].from_config(
-                    config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
-                )
-            )
-    except ValueError as error:
-        reason = str(error).splitlines()[0].split(" Model type should be")[0]
-        raise InputError(f"{config.model_type!r} cannot be cast for {task}: {reason}") from error
-    with_divisions(model.eval(), activation_scales(checkpoint))
+    options = {"dtype": dtype, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
+    model = built(CLASSES[task], config, task, **options)
+    with_divisions(model, activation_scales(checkpoint))
     specs = _inputs(model, config, checkpoint, dtype)
     finish = read_pooling(checkpoint) if task == SENTENCES else None
     return AuthorModule(model, specs, task, str(checkpoint.path), checkpoint.config, finish)

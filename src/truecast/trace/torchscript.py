@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from truecast.errors import InputError
 from truecast.trace.author import AuthorModule, try_call
+from truecast.trace.explaining import explained
 from truecast.trace.module import ModuleTrace, Recorded, roomy, traced
 from truecast.trace.repeatable import require_function
 
@@ -61,11 +62,17 @@ def _recorded(
     """The exporter's graph; parameters become initializers without data."""
     inputs = [spec.name for spec in author.inputs]
     axes = {spec.name: {i: axis.name for i, axis in spec.axes.items()} for spec in author.inputs}
+    what = f"{type(author.module).__name__} cannot be traced by the TorchScript exporter"
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad(), TemporaryDirectory() as folder:
+        with (
+            explained(what, "take the default one"),
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            TemporaryDirectory() as folder,
+        ):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 step,
@@ -82,12 +89,6 @@ def _recorded(
                 verbose=False,
             )
             model = ir.from_proto(onnx.load(path))
-    except Exception as error:  # torch raises of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{type(author.module).__name__} cannot be traced by the TorchScript exporter: {reason}; "
-            "take the default one."
-        ) from error
     finally:
         logger.setLevel(level)
     for value in [value for value in model.graph.inputs if value.name not in inputs]:
