@@ -1,5 +1,6 @@
 # make demo         everything from nothing: install, fetch Gemma 3 270M, cast it, prove it, run it
 # make test         install, then the tests
+# make nightly      the same with every case of every matrix, not one of each mechanism
 # make lint         install, then ruff, mypy and the contracts of the layers
 # make conformance  write docs/conformance.md
 # make bench        write docs/benchmarks/ (see bench/README.md)
@@ -11,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: install demo test lint conformance bench manual study lock clean
+.PHONY: install demo test nightly lint conformance bench manual study lock clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH := torch==2.13.0
@@ -23,6 +24,8 @@ MODEL := models/gemma-3-270m-q4_k_m.gguf
 ARTIFACT := out/gemma-3-270m
 PROMPT := The capital of France is
 PYTEST_OPTIONS ?=
+# A worker for each core, up to four; each needs up to 2 GB.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 install: $(ENVIRONMENT)/installed
 
@@ -57,7 +60,10 @@ demo: $(ENVIRONMENT)/installed $(MODEL)
 
 # The tests of the real model run where `make demo` has fetched it.
 test: $(ENVIRONMENT)/installed
-	TRUECAST_GEMMA_GGUF=$(abspath $(wildcard $(MODEL))) $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	TRUECAST_GEMMA_GGUF=$(abspath $(wildcard $(MODEL))) $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_OPTIONS)
+
+nightly: export TRUECAST_TESTS := all
+nightly: test
 
 lint: $(ENVIRONMENT)/installed
 	$(BIN)/ruff check .

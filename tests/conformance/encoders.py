@@ -141,4 +141,4 @@ REPRESENTATIVE = (
     *("bert_sequence", "roberta_sequence", "distilbert_sequence", "deberta_v2_sequence", "modernbert_sequence"),
     *("qwen3_rerank", "vit_image", "convnext_image", "wav2vec2_ctc"),
 )
-"""One of each kind; the others run with TRUECAST_CONFORMANCE=all, and in the report."""
+"""One of each kind; the others run in `make nightly`, and in the report."""

@@ -10,7 +10,8 @@ import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from tests.conformance.cases import BY_NAME, CASES, REQUIRED
+from tests.conformance.cases import BY_NAME, CASES, REPRESENTATIVE, REQUIRED
+from tests.selection import chosen
 from tests.tiny import END_TOKEN, END_TOKEN_ID, Case, tiny_checkpoint, tiny_model
 
 SEQUENCE = 64
@@ -27,8 +28,8 @@ LEAST_HAZARD = 0.05
 ENTROPY_RANGE = (0.15, 0.99)
 """Mean entropy of an attention row over that of a uniform one."""
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-required_case = pytest.mark.parametrize("case", REQUIRED, ids=lambda case: case.name)
+every_case = pytest.mark.parametrize("case", chosen(CASES, REPRESENTATIVE), ids=lambda case: case.name)
+required_case = pytest.mark.parametrize("case", chosen(REQUIRED, REPRESENTATIVE), ids=lambda case: case.name)
 
 
 def tokens(batch: int = 2, length: int = SEQUENCE) -> torch.Tensor:
@@ -49,6 +50,7 @@ def test_every_promised_type_has_a_case() -> None:
 
 def test_case_names_are_unique() -> None:
     assert len(BY_NAME) == len(CASES)
+    assert set(REPRESENTATIVE) <= {case.name for case in REQUIRED}
 
 
 @every_case
@@ -72,7 +74,11 @@ def test_greedy_generation_with_the_cache_agrees_with_a_whole_sequence(case: Cas
 
 @pytest.mark.parametrize(
     ("case", "hazard"),
-    [pytest.param(case, hazard, id=f"{case.name}-{hazard}") for case in CASES for hazard in case.hazards],
+    [
+        pytest.param(case, hazard, id=f"{case.name}-{hazard}")
+        for case in chosen(CASES, REPRESENTATIVE)
+        for hazard in case.hazards
+    ],
 )
 def test_undoing_a_hazard_changes_the_logits(case: Case, hazard: str) -> None:
     right, wrong = logits(tiny_model(case)), logits(tiny_model(case, **case.hazards[hazard]))

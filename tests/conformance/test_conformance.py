@@ -1,24 +1,21 @@
-"""Every case is exported and proven in every precision, and the claim is checked by a second opinion.
+"""Promised cases are exported and proven in every precision, and the claim is checked by a second opinion.
 
-The optional cases run too with TRUECAST_CONFORMANCE=all; they cannot fail, only be reported.
-`python -m tests.conformance.report` writes the table of all of them into the manual.
+`python -m tests.conformance.report` writes the table of all cases, the optional ones among them, into the manual.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.cases import BY_NAME, CASES, REQUIRED
+from tests.conformance.cases import BY_NAME, REPRESENTATIVE, REQUIRED
 from tests.conformance.oracle import compare
-from tests.conformance.outcome import PRECISIONS, Outcome, attempt
+from tests.conformance.outcome import PRECISIONS, attempt
+from tests.selection import chosen
 from tests.tiny import Case, stored_model, tiny_model
 from tests.traces import traced_once
-
-CHOSEN = CASES if os.environ.get("TRUECAST_CONFORMANCE") == "all" else REQUIRED
 
 LARGEST_ERROR = 3e-4
 """Of a float32 graph's logits, as a share of the largest logit; healthy graphs are at 1e-6."""
@@ -39,21 +36,17 @@ def one_trace() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
-def test_export_is_proven(case: Case, precision: str, tmp_path: Path, outcomes: list[Outcome]) -> None:
+@pytest.mark.parametrize("case", chosen(REQUIRED, REPRESENTATIVE), ids=lambda case: case.name)
+def test_export_is_proven(case: Case, precision: str, tmp_path: Path) -> None:
     outcome = attempt(case, precision, tmp_path)
-    outcomes.append(outcome)
-    if case.optional and not outcome.proven:
-        pytest.xfail(outcome.verdict)
     if outcome.error:
         raise outcome.error
     assert outcome.proven, outcome.verdict
     assert all(check.passed for check in outcome.checks)
     assert len({check.tier for check in outcome.checks}) >= LEAST_TIERS
-    if not case.optional:
-        agreement = compare(tmp_path / "out", stored_model(tmp_path / "source"))
-        assert agreement.cosine > (LEAST_COSINE_OF_EXPERTS if "experts" in outcome.lowered else LEAST_COSINE)
-        assert precision != "fp32" or agreement.error < LARGEST_ERROR
+    agreement = compare(tmp_path / "out", stored_model(tmp_path / "source"))
+    assert agreement.cosine > (LEAST_COSINE_OF_EXPERTS if "experts" in outcome.lowered else LEAST_COSINE)
+    assert precision != "fp32" or agreement.error < LARGEST_ERROR
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,7 @@
-"""Encoders of every kind are exported and proven, and the claim is checked by a second opinion.
-
-All cases run with TRUECAST_CONFORMANCE=all, else one of each kind.
-"""
+"""Encoders of every kind are exported and proven, and the claim is checked by a second opinion."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,11 +10,11 @@ import torch
 
 from tests.conformance.encoder_oracle import compare
 from tests.conformance.encoders import BY_NAME, ENCODERS, REPRESENTATIVE
-from tests.conformance.outcome import MODULE_PRECISIONS, Outcome, attempt
+from tests.conformance.outcome import MODULE_PRECISIONS, attempt
+from tests.selection import chosen
 from tests.tiny import Case, tiny_model
 from tests.traces import traced_once
 
-CHOSEN = [case for case in ENCODERS if case.name in REPRESENTATIVE or os.environ.get("TRUECAST_CONFORMANCE") == "all"]
 LARGEST_ERROR = 3e-4
 """Of a float32 graph's outputs, as a share of the largest; healthy graphs are at 1e-6."""
 LEAST_COSINE = 0.98
@@ -36,10 +32,9 @@ def one_trace() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("precision", MODULE_PRECISIONS)
-@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
-def test_export_is_proven(case: Case, precision: str, tmp_path: Path, encoder_outcomes: list[Outcome]) -> None:
+@pytest.mark.parametrize("case", chosen(ENCODERS, REPRESENTATIVE), ids=lambda case: case.name)
+def test_export_is_proven(case: Case, precision: str, tmp_path: Path) -> None:
     outcome = attempt(case, precision, tmp_path)
-    encoder_outcomes.append(outcome)
     if outcome.error:
         raise outcome.error
     assert outcome.proven, outcome.verdict
