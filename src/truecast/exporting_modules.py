@@ -122,7 +122,10 @@ def _seen(source: ModuleSource, beside: Path, request: Request, report: Progress
             own_feeds(folder, info) if request.calibration is None else read_feeds(request.calibration, folder, info)
         )
         if not feeds and STATIC in request.precisions:
-            raise InputError(f"{STATIC} measures what goes into products on examples; add --calibration FILE.")
+            raise InputError(
+                f"{STATIC} measures what goes into products on examples; add --calibration FILE (`calibration=`): "
+                "text, or an .npz file with an array for each input."
+            )
         if not feeds:
             return {}
         done = partial(report, "calibrate")

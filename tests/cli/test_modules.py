@@ -100,7 +100,7 @@ def one_sentence(answer: Answer, tmp_path: Path) -> str:
         (["--task", "image-classification"], "A BertForSequenceClassification, as "),
         (["--task", "token-classification"], "A BertForSequenceClassification, as "),
         (["--clean-up", "onnxslimm"], "There is no clean-up 'onnxslimm'; did you mean 'onnxslim'?"),
-        (["--module", "model"], "--module 'model' names no function; write package.file:function."),
+        (["--module", "model"], "--module 'model' names no function; write package.file:function or FILE.py:function."),
         (["--module", "nowhere:make"], "--module nowhere:make: No module named 'nowhere'; run where nowhere can"),
         (["--module", "PACKAGE:other"], "--module PACKAGE:other: module 'PACKAGE' has no attribute 'other'; run where"),
         (["--module", "PACKAGE:alone"], "Sequential takes no input_ids, so truecast has no example; give example"),

@@ -18,6 +18,7 @@ from truecast.errors import InputError
 from truecast.trace.author import Axis, InputSpec
 from truecast.trace.module import ModuleTrace, require_ranges, roomy, shared_names, trace_module
 from truecast.trace.opening import ModuleSource, open_author
+from truecast.trace.torchscript import trace_torchscript
 
 
 class Base(nn.Module):
@@ -256,3 +257,60 @@ def test_a_relation_needs_its_axis_and_the_default_exporter(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"^The axis 2\*length follows from another, which needs the exporter dynamo"):
         options = {"dynamic": {"x": {1: "length"}, "y": {1: "2*length"}}, "exporter": "torchscript"}
         truecast.export(module, tmp_path / "out", example_inputs=examples, **options)
+
+
+class Passing(Base):
+    """Gives an input and a result twice, and a result under an input's name."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.linear(x)
+        return {"y": y, "same": x, "again": y, "twice": x, "x": y + 1}
+
+
+@pytest.mark.parametrize("module", [Passing(), nn.Identity()], ids=["several", "nothing else"])
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_outputs_that_are_inputs_keep_both_names(module: nn.Module, exporter: str) -> None:
+    author, _ = open_author(ModuleSource(module=module, example_inputs=X))
+    traced = trace_module(author, dialect("ort")) if exporter == "dynamo" else trace_torchscript(author, 20)
+    graph = traced.model.graph
+    assert [value.name for value in graph.inputs] == [author.inputs[0].name]
+    assert [value.name for value in graph.outputs] == list(author([X]))
+    assert len({id(value) for value in (*graph.inputs, *graph.outputs)}) == len(graph.outputs) + 1
+
+
+def test_an_output_with_the_name_of_an_input_gets_another() -> None:
+    author, _ = open_author(ModuleSource(module=Passing(), example_inputs=X))
+    assert list(author([X])) == ["y", "same", "again", "twice", "x_output"]
+
+
+class Choosing(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: self.linear(x), lambda x: x * 2, (x,))  # type: ignore[no-any-return]
+
+
+def test_a_choice_between_two_graphs_is_traced() -> None:
+    assert "If" in {node.op_type for node in trace(Choosing(), None).model.graph}
+
+
+def test_the_other_exporter_is_named_for_layers_that_torch_export_unrolls() -> None:
+    said = refusal(nn.GRU(8, 4, batch_first=True), {"input": {0: "batch", 1: "length"}})
+    assert said.endswith("The exporter unrolls nn.GRU; pass --exporter torchscript, which keeps it whole.")
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool1d(3), nn.AdaptiveMaxPool1d(2)])
+def test_a_free_axis_that_is_divided_into_parts_is_refused(pool: nn.Module) -> None:
+    axes = {"input": {0: "batch", 2: "width=8..64"}}
+    assert "divides a free axis into parts (adaptive_" in refusal(pool, axes, torch.randn(2, 3, 12))
+
+
+def test_a_free_axis_may_be_pooled_to_one() -> None:
+    assert trace(nn.AdaptiveAvgPool1d(1), {"input": {0: "batch", 2: "width"}}, torch.randn(2, 3, 12)).axes
+
+
+class Wide(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).double().cumsum(1)
+
+
+def test_float64_is_refused_by_the_operator_that_computes_in_it() -> None:
+    assert refusal(Wide(), None).startswith("Wide computes in float64 (Cast, 2 operators in all), ")

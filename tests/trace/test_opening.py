@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.tasks import chosen_task, task_of
 from truecast.errors import InputError
 from truecast.trace.author import MODULE, Axis
-from truecast.trace.opening import ModuleSource, open_author
+from truecast.trace.opening import ModuleSource, made_by, open_author
 
 
 @pytest.fixture(scope="module")
@@ -244,18 +245,26 @@ def test_a_factory_may_give_examples_and_free_axes(tmp_path: Path, package: Writ
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        ("make", "--module make names no function; write package.file:function."),
-        (":make", "--module :make names no function; write package.file:function."),
-        ("NAME:", "--module NAME: names no function; write package.file:function."),
-        ("nowhere.at_all:make", "--module nowhere.at_all:make: No module named 'nowhere'; run where nowhere.at_all"),
-        ("NAME:other", "--module NAME:other: module 'NAME' has no attribute 'other'; run where NAME can be imported"),
+        ("make", "--module make names no function; write package.file:function or FILE.py:function."),
+        (":make", "--module :make names no function; write package.file:function or FILE.py:function."),
+        ("NAME:", "--module NAME: names no function; write package.file:function or FILE.py:function."),
+        (
+            "nowhere.at_all:make",
+            "--module nowhere.at_all:make cannot be imported: its code needs the Python package nowhere",
+        ),
+        ("NAME:other", "--module NAME:other: NAME has no other; name a function that is there."),
+        ("no/such/file.py:make", "--module no/such/file.py:make: there is no file no/such/file.py; give a path from"),
+        ("NAME:breaks", "--module NAME:breaks makes no module: breaks (NAME.py, line "),
         ("NAME:number", "--module NAME:number is no function of one path; write one that takes SOURCE and gives"),
         ("NAME:nothing", "--module NAME:nothing is no function of one path; write one that takes SOURCE and gives"),
         ("NAME:text", "--module NAME:text gives str, not a torch.nn.Module; return a module."),
     ],
 )
 def test_a_factory_that_is_none_is_refused(function: str, sentence: str, tmp_path: Path, package: Write) -> None:
-    name = package("number = 3\ndef nothing():\n    return nn.Linear(1, 1)\ndef text(path):\n    return 'text'\n")
+    name = package(
+        "number = 3\ndef nothing():\n    return nn.Linear(1, 1)\ndef text(path):\n    return 'text'\n"
+        "def breaks(path):\n    raise RuntimeError('no weights here')\n"
+    )
     given = function.replace("NAME", name)
     message = refusal(ModuleSource(tmp_path, factory=given)).replace(repr(given), given)
     assert message.startswith(sentence.replace("NAME", name))
@@ -314,3 +323,10 @@ def test_padded_sound_gives_the_authors_answer(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
     deaf = made.run(arrays | {"attention_mask": np.ones_like(arrays["attention_mask"])})["logits"]
     assert not np.allclose(deaf[1:], want[1:], rtol=1e-2, atol=1e-2)
+
+
+def test_a_factory_may_be_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_head_in_a_file.py").write_text("from torch import nn\ndef make(path):\n    return nn.Linear(8, 4)\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    made, *_ = made_by(f"{tmp_path / 'a_head_in_a_file.py'}:make", None)
+    assert isinstance(made, nn.Linear)

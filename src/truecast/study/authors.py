@@ -7,8 +7,6 @@ sentence-transformers folder behind it; with `module`, whatever that function bu
 from __future__ import annotations
 
 import inspect
-import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +42,7 @@ class Author(nn.Module):
 def build_author(model: Model, dtype: torch.dtype) -> Author:
     """The plan's model with its weights in `dtype`; raises InputError when it cannot be built."""
     if model.module is not None:
-        made, *_ = made_by(factory_name(model.module), model.source, "model.module")
+        made, *_ = made_by(model.module, model.source, "model.module")
         return Author(made.to(dtype))
     checkpoint = open_checkpoint(model.source)
     task = chosen_task(checkpoint, model.task)
@@ -60,14 +58,3 @@ def build_author(model: Model, dtype: torch.dtype) -> Author:
             "transformers would make one up: name another task."
         )
     return Author(loaded, read_pooling(checkpoint) if task == SENTENCES else None)
-
-
-def factory_name(module: str) -> str:
-    """The importable name of a plan's `module`; the folder of a file becomes part of the path for imports."""
-    place, _, function = module.rpartition(":")
-    if not place.endswith(".py"):
-        return module
-    file = Path(place)
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))
-    return f"{file.stem}:{function}"

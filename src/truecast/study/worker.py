@@ -122,11 +122,10 @@ def prepare(job: Job) -> Answer:
 def exported(job: Job) -> Answer:
     """Exports and proves; a proof that does not hold raises ProofError."""
     import truecast
-    from truecast.study.authors import factory_name
 
     settings = {name: value for name, value in job.variant.settings.items() if name != "file"}
     module = job.plan.model.module
-    given = {"task": job.plan.model.task, "module": None if module is None else factory_name(module)}
+    given = {"task": job.plan.model.task, "module": module}
     more: dict[str, Any] = settings | {name: value for name, value in given.items() if value is not None}
     artifact = truecast.export(job.plan.model.source, job.artifact, force=True, **more)
     certificate = artifact.manifest.certificate

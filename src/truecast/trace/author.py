@@ -113,10 +113,11 @@ class AuthorModule:
     mode: FakeTensorMode | None = None
 
     def __call__(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The outputs by name, for one tensor for each input."""
+        """The outputs by name, for one tensor for each input; a graph takes no output of an input's name."""
         named = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
         outputs = outputs_of(self.module(**named))
-        return outputs if self.finish is None else self.finish(outputs, named)
+        finished = outputs if self.finish is None else self.finish(outputs, named)
+        return {f"{name}_output" if name in named else name: value for name, value in finished.items()}
 
     @property
     def is_pretrained(self) -> bool:

@@ -144,8 +144,6 @@ def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[s
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
                 program,
-                input_names=list(inputs),
-                output_names=list(outputs),
                 opset_version=opset,
                 optimize=False,
                 verbose=False,
@@ -154,4 +152,23 @@ def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[s
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
     assert exported is not None
+    name_ends(exported.model.graph, inputs, outputs)
     return exported.model
+
+
+def name_ends(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Names inputs and outputs; an output that is an input, or another output, too, becomes a value of its own.
+
+    The exporter's own names of outputs would be those of the inputs that a module returns unchanged.
+    """
+    for value, name in zip(graph.inputs, inputs, strict=True):
+        value.name = name
+    named: set[int] = set(map(id, graph.inputs))
+    for index, (value, name) in enumerate(zip(list(graph.outputs), outputs, strict=True)):
+        if id(value) in named or value.is_initializer():
+            same = ir.node("Identity", [value])
+            same.outputs[0].shape, same.outputs[0].type = value.shape, value.type
+            graph.append(same)
+            graph.outputs[index] = value = same.outputs[0]
+        named.add(id(value))
+        value.name = name

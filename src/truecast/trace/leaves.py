@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 
 from truecast.dialects.model import Dialect, Emit
 
@@ -45,7 +46,7 @@ def _replaced_forward(module: nn.Module, emit: Emit) -> Iterator[None]:
     author: Callable[..., Any] = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return emit(*_in_order(author, args, kwargs))
+        return author(*args, **kwargs) if is_dynamo_compiling() else emit(*_in_order(author, args, kwargs))
 
     module.forward = forward
     try:
@@ -60,7 +61,7 @@ def _replaced_class_forward(kind: type[nn.Module], emits: dict[int, Emit]) -> It
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         emit = emits.get(id(self))
-        if emit is None:
+        if emit is None or is_dynamo_compiling():  # inside torch.cond and its kind, which take no operators of ours
             return original(self, *args, **kwargs)
         return emit(*_in_order(partial(original, self), args, kwargs))
 

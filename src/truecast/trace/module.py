@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from truecast.dialects.model import Dialect
 from truecast.errors import InputError
 from truecast.trace.author import RELATED, UNBOUNDED, AuthorModule, Axis, InputSpec
-from truecast.trace.capture import forget_weights, to_onnx
+from truecast.trace.capture import forget_weights, name_ends, to_onnx
 from truecast.trace.cleanup import clean
 from truecast.trace.explaining import explained
 from truecast.trace.leaves import lowered_leaves
@@ -66,6 +66,7 @@ def trace_module(author: AuthorModule, dialect: Dialect) -> ModuleTrace:
         InputError: it does not take the examples, its code cannot be traced, or an axis cannot be as free as asked.
     """
     noted: list[list[str]] = []
+    names = [spec.name for spec in author.inputs]
     with author.mode or nullcontext():
         examples = roomy(author.inputs)
         require_function(author, examples)
@@ -76,11 +77,12 @@ def trace_module(author: AuthorModule, dialect: Dialect) -> ModuleTrace:
         stack.enter_context(explained(f"{type(author.module).__name__} cannot be traced", author.way_out))
         with author.mode or nullcontext():
             program = _export(step, author, examples)
-        graph = to_onnx(program, [spec.name for spec in author.inputs], noted[-1], dialect.opset)
+        graph = to_onnx(program, names, noted[-1], dialect.opset)
         counts = Counter(counts)
     forget_weights(graph, step, WRAPPER)
     InlinePass()(graph)
     clean(graph)
+    name_ends(graph.graph, names, noted[-1])  # cleaning may have made one value of two equal outputs
     _name_axes(graph, author)
     if any(seam.calls for seam in rotary):
         counts["rotary"] = sum(node.op_type == "Rotary" for node in graph.graph)
@@ -108,6 +110,7 @@ def _export(step: nn.Module, author: AuthorModule, examples: Sequence[Tensor]) -
     with torch.no_grad():
         program = torch.export.export(step, tuple(examples), dynamic_shapes=(shapes,), strict=False)
     require_ranges(program, author)
+    _require_whole_pools(program, author)
     return program
 
 
@@ -128,8 +131,7 @@ def require_ranges(program: ExportedProgram, author: AuthorModule) -> None:
     for one in found:
         if one.size.isdigit():
             raise InputError(
-                f"The model fixes {one} at {one.size}; it cannot be cast with that axis free. "
-                "Say which axes are free with `dynamic` (--dynamic)."
+                f"The model fixes {one} at {one.size}; it cannot be cast with that axis free. {_other_way(author, one)}"
             )
         if one.size.isidentifier() and not one.axis.of:
             owners.setdefault(one.size, one)
@@ -143,6 +145,28 @@ def require_ranges(program: ExportedProgram, author: AuthorModule) -> None:
         if owner.axis.name != one.axis.name:
             raise InputError(f"The model takes one size only for {owner} and {one}; give them one name.")
         _require_range(one.axis, str(one), limits[one.size])
+
+
+def _other_way(author: AuthorModule, one: _Found) -> str:
+    """What to do about an axis that torch.export fixed: it unrolls torch's own recurrent layers, too."""
+    found = next((type(part).__name__ for part in author.module.modules() if isinstance(part, nn.RNNBase)), None)
+    if found is not None:
+        return f"The exporter unrolls nn.{found}; pass --exporter torchscript, which keeps it whole."
+    return f"Leave it out of --dynamic (`dynamic`), or change what the code does for each size of {one.axis.name}."
+
+
+def _require_whole_pools(program: ExportedProgram, author: AuthorModule) -> None:
+    """ONNX's pooling has windows of one size: what divides a free axis into parts would keep that of the example."""
+    for node in program.graph.nodes:
+        if not str(node.target).startswith("aten.adaptive_"):
+            continue
+        parts = node.args[1]
+        free = [str(size) for size in node.args[0].meta["val"].shape[-len(parts) :] if not str(size).isdigit()]
+        if free and any(part != 1 for part in parts):
+            raise InputError(
+                f"{type(author.module).__name__} divides a free axis into parts ({str(node.target).split('.')[1]} to "
+                f"{list(parts)}), for which ONNX has no pooling; leave that axis fixed, or pool to 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -212,6 +236,7 @@ def _renamed(shape: ir.Shape, names: Mapping[str, str]) -> Iterator[int | str | 
 
 def traced(author: AuthorModule, graph: ir.Model, counts: Counter[str]) -> ModuleTrace:
     """The graph with what its names mean; buffers that no checkpoint stores are made by the author's code."""
+    _require_no_float64(author, graph.graph)
     module = author.module
     parameters = {name: tuple(p.shape) for name, p in module.named_parameters(remove_duplicate=False)}
     persistent = {name: tuple(t.shape) for name, t in module.state_dict().items()}
@@ -240,6 +265,15 @@ def traced(author: AuthorModule, graph: ir.Model, counts: Counter[str]) -> Modul
         lowered=counts,
         axes=author.axes,
     )
+
+
+def _require_no_float64(author: AuthorModule, graph: ir.Graph) -> None:
+    wide = [node for node in graph if any(value.dtype is ir.DataType.DOUBLE for value in node.outputs)]
+    if wide:
+        raise InputError(
+            f"{type(author.module).__name__} computes in float64 ({wide[0].op_type}, {len(wide)} operators in all), "
+            "which runtimes hardly have kernels for; compute in float32."
+        )
 
 
 def _same(name: str) -> str:

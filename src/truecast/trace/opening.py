@@ -25,6 +25,7 @@ from truecast.checkpoint.model import Array, Checkpoint
 from truecast.checkpoint.tasks import chosen_task
 from truecast.errors import InputError
 from truecast.trace.author import AuthorModule, Dynamic, in_memory
+from truecast.trace.explaining import explained
 from truecast.trace.skeleton import fake_tensors
 from truecast.trace.tasks import author_of, text_inputs
 
@@ -36,8 +37,8 @@ HALF_DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.b
 class ModuleSource:
     """What a user names.
 
-    `path` is a folder, or what a factory is called with; `module` is one in memory. `factory` is "package.file:name" of
-    a function that takes the path and gives a module, or (module, example inputs), or these and the free axes.
+    `path` is a folder, or what a factory is called with; `module` is one in memory. `factory`, "package.file:name" or
+    "FILE.py:name", takes the path and gives a module, or (module, example inputs), or these and the free axes.
     """
 
     path: Path | None = None
@@ -123,14 +124,16 @@ def made_by(name: str, path: Path | None, option: str = "--module") -> tuple[nn.
     """What a factory gives for a path: module, examples and free axes, the last two None where it gives none.
 
     Args:
-        name: "package.file:function".
+        name: "package.file:function" or "FILE.py:function".
         path: what the function is called with.
         option: what the user wrote the name behind, for messages.
 
     Raises:
         InputError: there is no such function of one argument, or it gives no module.
     """
-    made = _function(name, option)(path)
+    function = _function(name, option)
+    with explained(f"{option} {name} makes no module", "mend it"):
+        made = function(path)
     parts = made if isinstance(made, tuple) else (made,)
     module, examples, dynamic = (*parts, None, None)[:3]
     if not isinstance(module, nn.Module):
@@ -139,16 +142,20 @@ def made_by(name: str, path: Path | None, option: str = "--module") -> tuple[nn.
 
 
 def _function(name: str, option: str) -> Callable[[Path | None], Any]:
-    place, colon, attribute = name.partition(":")
+    place, colon, attribute = name.rpartition(":")
     if not colon or not place or not attribute:
-        raise InputError(f"{option} {name!r} names no function; write package.file:function.")
-    here = str(Path.cwd())
+        raise InputError(f"{option} {name!r} names no function; write package.file:function or FILE.py:function.")
+    file = Path(place) if place.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise InputError(f"{option} {name}: there is no file {file}; give a path from here, or a whole one.")
+    here = str(Path.cwd() if file is None else file.parent.absolute())
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(place), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{option} {name}: {error}; run where {place} can be imported from.") from error
+    with explained(f"{option} {name} cannot be imported", "run where it can be, or mend it"):
+        imported = importlib.import_module(place if file is None else file.stem)
+    function = getattr(imported, attribute, None)
+    if function is None:
+        raise InputError(f"{option} {name}: {place} has no {attribute}; name a function that is there.")
     if not callable(function) or not inspect.signature(function).parameters:
         raise InputError(f"{option} {name} is no function of one path; write one that takes SOURCE and gives a module.")
     return function  # type: ignore[no-any-return]
