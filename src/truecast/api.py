@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,7 +238,12 @@ def inspect(source: Path | str) -> Inspection:
 
 
 def diagnose(
-    path: Path | str, provider: str = "cpu", run: bool = False, session: Mapping[str, str] | None = None
+    path: Path | str,
+    provider: str = "cpu",
+    run: bool = False,
+    session: Mapping[str, str] | None = None,
+    seconds: float | None = 60.0,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Diagnosis:
     """What goes wrong in silence with an ONNX file, whoever made it, on a provider.
 
@@ -247,20 +252,25 @@ def diagnose(
         provider: where it is meant to run; it need not be installed unless `run`.
         run: whether to load and run it too, on made-up inputs.
         session: session keys that it is meant to run with.
+        seconds: what each run may take in a process of its own; None runs it in this one, without a limit.
+        progress: told each step of a run as it begins.
 
     Raises:
         InputError: the file is missing, is no ONNX model, or the provider has no such name.
     """
     from truecast.diagnosis import diagnose as look
 
-    return look(path, provider, run, session or {})
+    return look(path, provider, run, session or {}, seconds, progress)
 
 
-def repair(path: Path | str) -> Repair:
-    """Mends what `diagnose` calls fixable, in a new file beside the model, and checks that its results are the same."""
+def repair(path: Path | str, seconds: float | None = 60.0) -> Repair:
+    """Mends what `diagnose` calls fixable, in a new file beside the model, and checks that its results are the same.
+
+    `seconds` is what each run of the check may take; None checks in this process, without a limit.
+    """
     from truecast.diagnosis import repair as mend
 
-    return mend(path)
+    return mend(path, seconds)
 
 
 def study(

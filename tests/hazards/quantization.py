@@ -118,7 +118,10 @@ def mistaken_attention(folder: Path, hazard: bool) -> Path:
 
 
 def outlying_channel(folder: Path, hazard: bool) -> Path:
-    """One channel 200 times the others, as norms of trained models make it, before its codes are made."""
+    """One channel 200 times the others, as norms of trained models make it, before its codes are made.
+
+    Its weights are small, so that it does not drown the others in the answer.
+    """
     reach = np.ones(WIDTH)
     reach[5] = 200 if hazard else 2
     nodes = [
@@ -128,8 +131,21 @@ def outlying_channel(folder: Path, hazard: bool) -> Path:
         node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
         node("Mul", ["f", "s"], ["y"]),
     ]
-    codes = weight("codes", WIDTH, WIDTH, dtype=np.int8, scale=12)
-    return save(model(nodes, [rows()], [rows("y")], [constant("reach", reach), codes]), folder)
+    codes = np.random.default_rng(0).integers(-30, 31, (WIDTH, WIDTH))
+    codes[5] = np.sign(codes[5])
+    weights = [constant("reach", reach), constant("codes", codes, np.int8)]
+    return save(model(nodes, [rows()], [rows("y")], weights), folder)
+
+
+def faint_but_harmless(folder: Path, hazard: bool) -> Path:
+    """The outlying channel again; in the twin it is all that the answer is made of, and its own codes are exact."""
+    path = outlying_channel(folder, True)
+    made = onnx.load(path)
+    if not hazard:
+        codes = np.zeros((WIDTH, WIDTH), np.int8)
+        codes[5] = np.arange(WIDTH)
+        made.graph.initializer[1].CopyFrom(constant("codes", codes, np.int8))
+    return save(made, folder)
 
 
 def rounded_experts(folder: Path, hazard: bool) -> Path:
@@ -166,6 +182,7 @@ HAZARDS = (
     Hazard("TC204", "full-range", saturating, saturating=True),
     Hazard("TC204", "full-range-on-exact-host", saturating),
     Hazard("TC206", "outlying-channel", outlying_channel, run=True),
+    Hazard("TC206", "harmless", faint_but_harmless, run=True),
     Hazard("TC205", "attention", mistaken_attention, besides=("TC404", "TC405", "TC106")),
     Hazard("TC207", "experts", rounded_experts),
 )

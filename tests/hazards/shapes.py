@@ -157,6 +157,48 @@ def misdeclared(folder: Path, hazard: bool) -> Path:
     return save(made, folder)
 
 
+def end_to_end(folder: Path, hazard: bool) -> Path:
+    """Sizes that the file computes from constants, as a trace with a shape in Python writes them: seen in a run."""
+    size = node("Shape", ["x"], ["rows"], start=0, end=1) if not hazard else node("Add", ["zero", "one"], ["rows"])
+    nodes = [size, node("Concat", ["rows", "rest"], ["sizes"], axis=0), node("Reshape", ["x", "sizes"], ["r"])]
+    made = model(
+        [*nodes, layer("r")],
+        [tensor("x", ["batch", "length", WIDTH])],
+        [tensor("y", ["texts", "longer", WIDTH])],
+        [
+            weight("w", WIDTH, WIDTH),
+            constant("rest", [-1, WIDTH], np.int64),
+            constant("zero", [0], np.int64),
+            constant("one", [1], np.int64),
+        ],
+    )
+    return save(made, folder)
+
+
+def renamed_axis(folder: Path, hazard: bool) -> Path:
+    """An output whose second axis has the name of the input's and twice its size."""
+    made = model(
+        [layer("x", "m"), node("Concat", ["m", "m"], ["y"], axis=1)] if hazard else [layer()],
+        [tensor("x", ["batch", "length", WIDTH])],
+        [tensor("y", ["batch", "length", WIDTH])],
+        [weight("w", WIDTH, WIDTH)],
+    )
+    return save(made, folder)
+
+
+def changing_rank(folder: Path, hazard: bool) -> Path:
+    """x.squeeze() without an axis: one row loses its axis."""
+    inputs = ["m"] if hazard else ["m", "axis"]
+    nodes = [layer("x", "m"), node("Squeeze", inputs, ["y"])]
+    made = model(
+        nodes,
+        [tensor("x", ["batch", 1, WIDTH])],
+        [tensor("y", None)],
+        [weight("w", WIDTH, WIDTH), *([] if hazard else [constant("axis", [1], np.int64)])],
+    )
+    return save(made, folder)
+
+
 HAZARDS = (
     Hazard("TC301", "static", static),
     Hazard("TC302", "fixed-output", fixed_output),
@@ -172,4 +214,7 @@ HAZARDS = (
     Hazard("TC304", "one-row", one_row, besides=("TC302",)),
     Hazard("TC305", "contradiction", contradiction),
     Hazard("TC307", "misdeclared", misdeclared, run=True),
+    Hazard("TC307", "renamed-axis", renamed_axis, run=True),
+    Hazard("TC307", "changing-rank", changing_rank, run=True, besides=("TC303",)),
+    Hazard("TC308", "end-to-end", end_to_end, run=True),
 )

@@ -204,7 +204,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Export], Path
 def test_exports_by_torch_have_no_finding(export: Export, exports: Callable[[Export], Path]) -> None:
     file = exports(export)
     assert diagnose(file).findings == ()
-    ran = diagnose(file, run=True)
+    ran = diagnose(file, run=True, seconds=None)
     assert set(ran.codes) <= FUSED_AT_LOAD
     assert ran.notes == ()
 
@@ -218,7 +218,7 @@ def test_the_portable_target_copies_its_cache_and_nothing_else_is_found(tmp_path
     """Its products round their activations as the manifest's session key says: the optimizer is not to blame."""
     checkpoint = tiny_checkpoint(BY_NAME["qwen3"], tmp_path / "checkpoint")
     made = truecast.export(checkpoint, tmp_path / "out", precision="int4", target="portable", verify=False)
-    assert diagnose(made.folder, run=True).codes == ("TC601",)
+    assert diagnose(made.folder, run=True, seconds=None).codes == ("TC601",)
 
 
 @pytest.mark.parametrize(("case", "precision"), ARTIFACTS)
@@ -226,5 +226,5 @@ def test_artifacts_have_no_finding(case: str, precision: str, tmp_path: Path) ->
     checkpoint = tiny_checkpoint(BY_NAME[case], tmp_path / "checkpoint")
     folder = truecast.export(checkpoint, tmp_path / "out", precision=precision, verify=False).folder
     assert diagnose(folder).findings == ()
-    ran = diagnose(folder, run=True)
+    ran = diagnose(folder, run=True, seconds=None)
     assert (ran.findings, ran.notes) == ((), ())

@@ -21,13 +21,14 @@ ELSEWHERE = {
     "TC707": "needs a provider that is installed and takes nothing",
     "TC708": "needs a CUDA device",
     "TC710": "needs an optimizer that errs",
+    "TC711": "needs a process of its own; see tests/diagnosis/test_apart.py",
 }
 """Codes without a model here, and why; each has a test of its own on made-up observations."""
 
 
 def diagnosed(hazard: Hazard, folder: Path, present: bool, monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
     monkeypatch.setattr(diagnosing, "this_host", lambda: Host(saturates=hazard.saturating))
-    return diagnose(hazard.make(folder, present), hazard.provider, hazard.run, hazard.session)
+    return diagnose(hazard.make(folder, present), hazard.provider, hazard.run, hazard.session, seconds=None)
 
 
 @pytest.mark.parametrize("hazard", HAZARDS, ids=str)

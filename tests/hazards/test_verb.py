@@ -15,7 +15,7 @@ from tests.hazards.building import linear, save
 from truecast.cli import main
 from truecast.diagnosis import Severity, diagnose
 from truecast.diagnosis.host import PRECISE_KEY, integer_products_differ
-from truecast.diagnosis.observing import observe
+from truecast.diagnosis.observing import Subject, observe
 from truecast.diagnosis.rules import RULES
 
 
@@ -54,7 +54,7 @@ def test_a_provider_without_a_table_is_said(tmp_path: Path) -> None:
 
 
 def test_running_on_an_absent_provider_is_an_error(tmp_path: Path) -> None:
-    (finding,) = diagnose(save(linear(), tmp_path), "cuda", run=True).findings
+    (finding,) = diagnose(save(linear(), tmp_path), "cuda", run=True, seconds=None).findings
     assert (finding.code, finding.severity) == ("TC701", Severity.ERROR)
 
 
@@ -67,9 +67,9 @@ def test_findings_carry_sizes_names_and_milliseconds(tmp_path: Path) -> None:
 
 
 def test_times_are_of_one_run(tmp_path: Path) -> None:
-    observed = observe(save(linear(), tmp_path), "cpu", {}, {})
+    observed = observe(Subject(save(linear(), tmp_path), "cpu", {}, {}))
     assert [timing.operator for timing in observed.timings] == ["MatMul"]
-    assert [str(trial.sizes) for trial in observed.trials[:2]] == ["batch 2, length 7", "batch 1, length 7"]
+    assert [str(trial) for trial in observed.trials[:2]] == ["x [2, 64]", "x [1, 64]"]
 
 
 def test_no_torch_is_imported(tmp_path: Path) -> None:

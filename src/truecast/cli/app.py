@@ -134,6 +134,7 @@ def diagnose(
     model: given.ModelPath,
     provider: given.AnyProvider = "cpu",
     run: given.RunIt = False,
+    seconds: given.RunSeconds = 60.0,
     fix: given.FixIt = False,
     session: given.SessionKeys = None,
     as_json: given.AsJson = False,
@@ -144,10 +145,12 @@ def diagnose(
     """
     from truecast import api
     from truecast.cli import show
+    from truecast.cli.progress import stages
 
     keys = dict(entry.split("=", 1) for entry in session or ())
-    diagnosis = api.diagnose(model, provider, run, keys)
-    return show.diagnosed(diagnosis, api.repair(model) if fix else None, as_json)
+    with stages(f"Looking at {model}") as progress:
+        diagnosis = api.diagnose(model, provider, run, keys, seconds, progress)
+    return show.diagnosed(diagnosis, api.repair(model, seconds) if fix else None, as_json)
 
 
 @app.command()

@@ -273,6 +273,10 @@ AnyProvider = Annotated[
     ),
 ]
 RunIt = Annotated[bool, typer.Option("--run", help="Load and run it too, on made-up inputs.")]
+RunSeconds = Annotated[
+    float,
+    typer.Option("--seconds", min=1.0, help="What each run may take; a longer one is ended, what is known is kept."),
+]
 FixIt = Annotated[
     bool, typer.Option("--fix", help="Write a mended file beside it, where the results provably stay the same.")
 ]

@@ -17,7 +17,11 @@ from truecast.diagnosis.loading import ExternalData, external_data
 from truecast.diagnosis.observing import Observed
 from truecast.diagnosis.placement import Placement, find_constants, place
 from truecast.diagnosis.schemas import Schema, find_schema, standard
-from truecast.diagnosis.stored import SMALL_ELEMENTS, Weight, weights_of
+from truecast.diagnosis.stored import SMALL_ELEMENTS, SMALLEST_BYTES, Weight, same_weights, weights_of
+
+ANNOTATION = "quant_parameter_tensor_names"
+"""Where onnx-ir keeps the names of a quantization annotation."""
+DROPOUT_INPUTS = 3
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,43 @@ class Evidence:
     def weight_of(self) -> Mapping[ir.Value, Weight]:
         """The weight that a value is."""
         return {weight.value: weight for weight in self.weights}
+
+    @cached_property
+    def equal_weights(self) -> tuple[tuple[Weight, ...], ...]:
+        """Groups of weights with the same dtype, shape and bytes that are stored more than once."""
+        return tuple(same_weights(self.weights))
+
+    @cached_property
+    def annotated(self) -> frozenset[str]:
+        """Names that quantization annotations of the graphs hold: scales and zero points that no node need read."""
+        values = [v for g in (self.graph, *self.graph.subgraphs()) for v in (*g.inputs, *g.initializers.values())]
+        values += [value for node in self.nodes for value in node.outputs]
+        return frozenset(name for value in values for name in value.meta.get(ANNOTATION, {}).values())
+
+    @cached_property
+    def idle_weights(self) -> tuple[Weight, ...]:
+        """Weights worth a word that no node reads, no annotation names, and the graph neither takes nor returns."""
+        return tuple(
+            weight
+            for weight in self.weights
+            if weight.nbytes >= SMALLEST_BYTES
+            and not (weight.value.uses() or weight.value.is_graph_output() or weight.value.is_graph_input())
+            and weight.name not in self.annotated
+        )
+
+    @cached_property
+    def training_nodes(self) -> tuple[ir.Node, ...]:
+        """Nodes that behave as in training: dropout, or a batch norm that uses the batch's own statistics."""
+        return tuple(node for node in self.nodes if self._is_training(node))
+
+    def _is_training(self, node: ir.Node) -> bool:
+        if node.op_type == "BatchNormalization":
+            return bool(node.attributes.get_int("training_mode", 0))
+        if node.op_type != "Dropout" or len(node.inputs) < DROPOUT_INPUTS:
+            return False
+        mode, ratio = self.values(node.inputs[2]), self.values(node.inputs[1])
+        drops = ratio is None or bool(np.any(ratio > 0))
+        return mode is not None and bool(np.all(mode)) and drops
 
     @cached_property
     def types(self) -> Mapping[ir.Value, ir.DataType]:

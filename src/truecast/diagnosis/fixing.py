@@ -1,175 +1,183 @@
 """Applies the fixes that cannot change a result, and checks by running both files that they did not.
 
-The mended model is a new file beside the old one. Weights that are external data are written anew into a data file of
-its own, so that what was stored twice is stored once.
+Data flow: the findings → the changes that are possible → a file in a folder of this run, with a data file of its own
+where weights were external, each range once → both files run → the mended one is diagnosed again → renamed to
+MODEL.fixed.onnx. Nothing has that name before.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
+import onnx
 
-from truecast.diagnosis.diagnosing import gather, id_bounds
+from truecast.diagnosis.apart import Ended, call_apart
+from truecast.diagnosis.comparing import Comparison, Side, compare
+from truecast.diagnosis.diagnosing import RUN_SECONDS, diagnose, gather, id_bounds
 from truecast.diagnosis.evidence import Evidence
-from truecast.diagnosis.feeds import Sizes, can_feed, make_feeds
-from truecast.diagnosis.observing import Outputs, first_line
-from truecast.diagnosis.rules.attention import is_training
-from truecast.diagnosis.rules.weights import SMALLEST_BYTES, escapes, missing, same_weights
+from truecast.diagnosis.mending import Change, apply, external_tensors, undropped
+from truecast.diagnosis.rules import RULES
+from truecast.diagnosis.rules.weights import escapes, missing
+from truecast.diagnosis.stored import CHUNK_BYTES, tensor_bytes
 from truecast.errors import InputError, ProofError
-from truecast.runtime.providers import FOLDER_KEY, LOAD_ERRORS, session_options
+from truecast.publishing.staging import ARTIFACT, staging
 
 SUFFIX = ".fixed.onnx"
-RATIO, MODE = 1, 2
-"""Inputs of Dropout."""
-TRIALS = (Sizes(), Sizes(batch=3, length=5))
+ALIGNMENT = 1 << 16
+"""Of the tensors in a data file: what every system maps."""
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What was mended: the new file (None when there was nothing to mend), the codes, and how it was checked."""
+    """What was mended: the new file (None when there was nothing), how many changes by code, and how it was checked.
+
+    `left` are the codes of what is found in the mended file, or in the file where nothing could be mended.
+    """
 
     path: Path | None
-    codes: tuple[str, ...]
-    check: str
+    mended: Mapping[str, int] = field(default_factory=dict)
+    check: str = ""
+    left: tuple[str, ...] = ()
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes of what was mended."""
+        return tuple(self.mended)
 
     def to_dict(self) -> dict[str, Any]:
         """The repair as part of a JSON document."""
-        return asdict(self) | {"path": None if self.path is None else str(self.path)}
+        return asdict(self) | {"path": None if self.path is None else str(self.path), "codes": list(self.codes)}
 
     def __str__(self) -> str:
+        left = f" Still found: {', '.join(self.left)}." if self.left else ""
         if self.path is None:
-            return "There is nothing to mend."
-        return f"Mended {', '.join(self.codes)} in {self.path}; {self.check}."
+            return f"There is nothing to mend.{left}"
+        counts = ", ".join(f"{code} ({count} change{'s' if count > 1 else ''})" for code, count in self.mended.items())
+        return f"Mended {counts} in {self.path}; {self.check}.{left}"
 
 
-def repair(path: Path | str) -> Repair:
-    """Writes a mended copy of a model beside it, as MODEL.fixed.onnx.
+def repair(path: Path | str, seconds: float | None = RUN_SECONDS) -> Repair:
+    """Writes a mended copy of a model beside it, as MODEL.fixed.onnx, where a finding can be mended.
+
+    `seconds` is what each run of the check may take; None checks in this process, without a limit.
 
     Raises:
-        InputError: the model cannot be read, its data lies elsewhere, or the mended file exists already.
-        ProofError: the mended model gives other results; nothing is left behind.
+        InputError: the model cannot be read, its data lies elsewhere, the disk is full, or the mended file exists.
+        ProofError: the mended model gives other results, or cannot be run; nothing is left behind.
     """
     evidence = gather(Path(path))
     if escapes(evidence) or missing(evidence):
         raise InputError(
             f"{evidence.path} has external data that is outside its folder or missing; nothing was mended."
         )
+    changes = possible_changes(evidence)
+    if not changes:
+        return Repair(None, left=diagnose(path).codes)
     out = evidence.path.with_name(evidence.path.stem + SUFFIX)
-    if out.exists():
-        raise InputError(f"{out} exists already; move it away.")
-    codes = tuple(code for code, mend in MENDERS.items() if mend(evidence))
-    if not codes:
-        return Repair(None, (), "")
-    data = out.with_name(out.name + ".data") if evidence.external else None
-    ir.save(evidence.model, out, external_data=None if data is None else data.name)
-    try:
-        return Repair(out, codes, _checked(evidence.path, out, codes))
-    except ProofError:
-        for file in (out, data):
-            if file is not None:
-                file.unlink(missing_ok=True)
-        raise
+    data = out.with_name(out.name + ".data")
+    for file in (out, data):
+        _require_free(file)
+    with staging(out, alone=True) as folder:
+        made = folder / ARTIFACT / out.name
+        try:
+            _write(evidence, changes, made)
+            check = _checked(evidence, changes, made, folder, seconds)
+            left = diagnose(made).codes
+            _publish(made, out, data)
+        except OSError as error:
+            raise InputError(f"{out} could not be written: {error.strerror or error}.") from error
+    return Repair(out, {code: len(held) for code, held in changes.items()}, check, left)
 
 
-def _share_duplicates(evidence: Evidence) -> bool:
-    """Lets every user of equal weights of one graph refer to the first."""
-    changed = False
-    for first, *others in same_weights(evidence.weights):
-        for other in others:
-            if other.value.graph is first.value.graph and other.value not in evidence.graph.outputs:
-                ir.convenience.replace_all_uses_with(other.value, first.value)
-                _forget(other.value)
-                changed = True
-    return changed
+def possible_changes(evidence: Evidence) -> dict[str, tuple[Change, ...]]:
+    """What can be mended of what the rules find, by code."""
+    held = {rule.code: rule.mend(evidence) for rule in RULES if rule.mend is not None and rule.look(evidence)}
+    return {code: changes for code, changes in held.items() if changes}
 
 
-def _forget(value: ir.Value) -> None:
-    graph = value.graph
-    if graph is not None and not value.is_graph_input():
-        del graph.initializers[value.name or ""]
+def _require_free(file: Path) -> None:
+    if os.path.lexists(file):
+        raise InputError(f"{file} exists already; move it away.")
 
 
-def _remove_unused(evidence: Evidence) -> bool:
-    """Removes weights that nothing reads."""
-    idle = [weight for weight in evidence.weights if _is_idle(weight.value)]
-    for weight in idle:
-        _forget(weight.value)
-    return any(weight.nbytes >= SMALLEST_BYTES for weight in idle)
+def _write(evidence: Evidence, changes: Mapping[str, tuple[Change, ...]], made: Path) -> None:
+    model = onnx.load_model(evidence.path, format="protobuf", load_external_data=False)
+    apply(model, (change for held in changes.values() for change in held))
+    _copy_data(model, evidence.path.parent, made.with_name(made.name + ".data"))
+    made.write_bytes(model.SerializeToString())
 
 
-def _is_idle(value: ir.Value) -> bool:
-    graph = value.graph
-    held = graph is not None and graph.initializers.get(value.name or "") is value
-    return held and not value.uses() and not value.is_graph_output() and not value.is_graph_input()
+def _copy_data(model: onnx.ModelProto, source: Path, data: Path) -> None:
+    """Copies each range of external data once, and lets the tensors refer to the copy."""
+    ranges: dict[tuple[str, int, int], list[onnx.TensorProto]] = {}
+    for tensor in external_tensors(model):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        place = entries["location"], int(entries.get("offset", 0)), tensor_bytes(tensor)
+        ranges.setdefault(place, []).append(tensor)
+    needed, free = sum(length for _, _, length in ranges), shutil.disk_usage(data.parent).free
+    if needed > free:
+        raise InputError(
+            f"The mended weights need {needed} bytes and {data.parent} has {free} free; nothing was mended."
+        )
+    if not ranges:
+        return
+    with data.open("wb") as target:
+        for (location, offset, length), tensors in ranges.items():
+            target.seek(-(-target.tell() // ALIGNMENT) * ALIGNMENT)
+            for tensor in tensors:
+                _refer(tensor, data.name, target.tell(), length)
+            with (source / location).open("rb") as file:
+                file.seek(offset)
+                for start in range(0, length, CHUNK_BYTES):
+                    target.write(file.read(min(CHUNK_BYTES, length - start)))
 
 
-def _switch_off_dropout(evidence: Evidence) -> bool:
-    """Sets training mode to false, which is what inference means for Dropout."""
-    nodes = [node for node in evidence.nodes if node.op_type == "Dropout" and is_training(node, evidence)]
-    for node in nodes:
-        _set_input(node, MODE, np.zeros((), np.bool_), "inference")
-    return bool(nodes)
+def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
-def _set_input(node: ir.Node, index: int, array: np.ndarray, suffix: str) -> None:
-    """Gives a node a constant of its own as an input."""
-    name, tensor = f"{node.outputs[0].name}/{suffix}", ir.tensor(array)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-    if node.graph is not None:
-        node.graph.initializers[value.name or ""] = value
-    node.replace_input_with(index, value)
-
-
-MENDERS: Mapping[str, Callable[[Evidence], bool]] = MappingProxyType(
-    {"TC501": _share_duplicates, "TC508": _remove_unused, "TC607": _switch_off_dropout}
-)
-"""What mends a finding, by its code: changes the evidence's model and says whether it changed something."""
-
-
-def _checked(before: Path, after: Path, codes: tuple[str, ...]) -> str:
+def _checked(
+    evidence: Evidence, changes: Mapping[str, tuple[Change, ...]], made: Path, scratch: Path, seconds: float | None
+) -> str:
     """Runs both on the same made-up inputs; raises ProofError when an output differs in one bit."""
-    bounds = id_bounds(gather(before))
-    old = _undropped(before) if "TC607" in codes else before.read_bytes()
-    names = 0
-    for sizes in TRIALS:
-        wanted, got = _run(old, before, sizes, bounds), _run(after.read_bytes(), after, sizes, bounds)
-        if wanted is None or got is None:
-            raise ProofError(f"{before} cannot be run on made-up inputs, so no change to it can be checked.")
-        for name, result in wanted.items():
-            if not np.array_equal(result, got[name], equal_nan=result.dtype.kind == "f"):
-                raise ProofError(f"Output {name} of the mended model differs; {before} was left as it is.")
-        names = len(wanted)
-    return f"{names} outputs are the same bit for bit on {len(TRIALS)} made-up inputs"
+    before = evidence.path
+    if any(change.dropout for held in changes.values() for change in held):
+        model = onnx.load_model(before, format="protobuf", load_external_data=False)
+        before = scratch / "before.onnx"
+        before.write_bytes(undropped(model, evidence).SerializeToString())
+    sides = Side(before.resolve(), evidence.path.parent.resolve()), Side(made.resolve(), made.parent.resolve())
+    found = _compared(compare, (*sides, id_bounds(evidence)), seconds)
+    if isinstance(found, Ended):
+        raise ProofError(f"{evidence.path}: {found.step} {found.reason}, so no change to it can be checked.")
+    if found.failure:
+        raise ProofError(f"{evidence.path} does not run, so no change to it can be checked: {found.failure}")
+    if found.different:
+        raise ProofError(f"Output {found.different} of the mended model differs; {evidence.path} was left as it is.")
+    return f"{found.outputs} outputs are the same bit for bit on {found.runs} made-up inputs"
 
 
-def _undropped(before: Path) -> bytes:
-    """The model with ratios of zero: in training mode too nothing is dropped, as in the mended model."""
-    evidence = gather(before)
-    for node in evidence.nodes:
-        if node.op_type == "Dropout" and is_training(node, evidence):
-            ratio = node.inputs[RATIO]
-            dtype = evidence.types.get(ratio) if ratio is not None else None
-            _set_input(node, RATIO, np.zeros((), (dtype or ir.DataType.FLOAT).numpy()), "ratio")
-    return bytes(ir.to_proto(evidence.model).SerializeToString())
+def _compared(call: Callable[..., Comparison], arguments: tuple[Any, ...], seconds: float | None) -> Comparison | Ended:
+    result = call(*arguments) if seconds is None else call_apart(call, arguments, seconds, lambda step: None)
+    return result if isinstance(result, Comparison | Ended) else Comparison(failure="the check gave no answer")
 
 
-def _run(model: bytes, file: Path, sizes: Sizes, bounds: Mapping[str, int]) -> Outputs | None:
-    """One run; the bytes' external data is beside `file`."""
-    options = session_options(entries={})
-    options.add_session_config_entry(FOLDER_KEY, str(file.parent))
+def _publish(made: Path, out: Path, data: Path) -> None:
+    """Gives the checked files their names, the data first: a model there is always whole."""
+    staged = made.with_name(data.name)
+    for file in (out, data):
+        _require_free(file)
+    if staged.exists():
+        staged.rename(data)
     try:
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        inputs = session.get_inputs()
-        if not can_feed(inputs):
-            return None
-        results = session.run(None, make_feeds(inputs, sizes, bounds))
-    except LOAD_ERRORS as error:
-        raise ProofError(f"{file} does not run, so no change to it can be checked: {first_line(error)}") from error
-    return {info.name: np.asarray(result) for info, result in zip(session.get_outputs(), results, strict=True)}
+        made.rename(out)
+    except BaseException:
+        if data.exists() and not out.exists():
+            data.unlink()
+        raise

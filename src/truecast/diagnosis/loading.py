@@ -27,6 +27,7 @@ PROTOBUF_LIMIT = (1 << 31) - 1
 """Bytes that one protobuf message can have."""
 FIRST_OVERRIDABLE_IR = 4
 """IR version from which an initializer that is an input too can be fed, and one that is none is a constant."""
+WRITTEN = "written"
 UNREADABLE = (ValueError, TypeError, KeyError, ir.serde.SerdeError, ir.passes.PreconditionError)
 """What onnx-ir raises for a graph that is none: cycles among nodes or functions, names made twice, unknown types."""
 
@@ -130,11 +131,18 @@ def _read(proto: onnx.ModelProto) -> ir.Model:
     sparse = set_apart(proto.graph)
     with _quiet():
         model = ir.from_proto(proto)
+        for node in model.graph:
+            node.meta[WRITTEN] = True
         model = InlinePass()(model).model if model.functions else model
         model.graph.sort()
         model = LiftConstantsToInitializersPass()(model).model
     put_back(model, sparse)
     return model
+
+
+def is_written(node: ir.Node) -> bool:
+    """Whether a node is one of the file's own main graph, not of a function that was inlined or of a branch."""
+    return WRITTEN in node.meta
 
 
 def _forget_constant_inputs(graph: onnx.GraphProto) -> None:

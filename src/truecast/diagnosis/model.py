@@ -50,7 +50,10 @@ def seen(names: Iterable[str], detail: str = "", **more: Any) -> Seen | None:
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem: its stable code, how bad it is, the evidence, what it costs, and the fix in one sentence."""
+    """One problem: its stable code, how bad it is, the evidence, what it costs, and the fix in one sentence.
+
+    `mendable` is the number of changes that `repair` would make for it.
+    """
 
     code: str
     severity: Severity
@@ -61,6 +64,7 @@ class Finding:
     cost: str
     fix: str
     fixable: bool
+    mendable: int = 0
     nbytes: int | None = None
     milliseconds: float | None = None
 

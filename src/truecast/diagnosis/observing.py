@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnxruntime as ort
 
-from truecast.diagnosis.feeds import GRID, Sizes, can_feed, make_feeds
+from truecast.diagnosis.feeds import FIRST_TRIES, sizes_around, why_not
 from truecast.diagnosis.kernels import session_keys
-from truecast.diagnosis.rounding import Rounding, measure_rounding
+from truecast.diagnosis.rounding import Rounding, kept_without_rounding, measure_rounding
+from truecast.diagnosis.trials import QUIET, Outputs, Trial, first_line, plan_trial, run_trial
 from truecast.runtime.providers import (
     ASSIGNMENT_KEY,
     EXACT_ENTRIES,
@@ -28,9 +29,6 @@ from truecast.runtime.providers import (
 KERNEL_EVENT = "_kernel_time"
 MICROSECONDS_PER_MS = 1000
 EXACT = EXACT_ENTRIES[PAIRED_KEY]
-QUIET = 4
-"""ONNX Runtime's log level for fatal errors only; what fails here is reported as a finding."""
-Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,32 +42,29 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run: its sizes, the error, outputs that hold NaN or infinity, outputs of other shapes than declared."""
-
-    sizes: Sizes
-    padded: bool = False
-    error: str | None = None
-    not_finite: tuple[str, ...] = ()
-    misshapen: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Observed:
-    """What a session did.
+    """What a session did, as far as it came.
 
-    `refusal` says why there is none. `assigned` counts nodes per execution provider. `timings` are of one warm run.
-    `difference` is the largest relative difference of an output with and without ONNX Runtime's optimizer. `roundings`
-    are the activations that become int8 codes at every run.
+    `refusal` says why there is none. `assigned` counts nodes per execution provider. `unfed` says why no inputs could
+    be made up. `failed` are the first trials that the model refused, `trials` the one that worked and those around it,
+    or none. `timings` are of one warm run. `difference` is the largest relative difference of an output with and
+    without ONNX Runtime's optimizer. `roundings` are the activations that become int8 codes at every run, and `kept`
+    the least cosine of an output with that of the same graph whose activations are not rounded. `ended` says what was
+    being done when the process was ended or broke down, and `crashed` that it did so by itself.
     """
 
     installed: bool = True
     refusal: str | None = None
     assigned: Mapping[str, int] = field(default_factory=dict)
-    timings: tuple[Timing, ...] = ()
+    unfed: str | None = None
+    failed: tuple[Trial, ...] = ()
     trials: tuple[Trial, ...] = ()
+    timings: tuple[Timing, ...] = ()
     difference: float | None = None
     roundings: tuple[Rounding, ...] = ()
+    kept: float | None = None
+    ended: str | None = None
+    crashed: bool = False
     load_seconds: float = 0.0
 
     def ran(self, *operators: str) -> list[Timing]:
@@ -77,47 +72,109 @@ class Observed:
         return [timing for timing in self.timings if timing.operator in operators]
 
 
-def observe(file: Path, provider: str, entries: Mapping[str, str], bounds: Mapping[str, int]) -> Observed:
+@dataclass(frozen=True)
+class Subject:
+    """What is observed: a file on a provider with session keys; `bounds` limit ids, as in `make_feeds`."""
+
+    file: Path
+    provider: str
+    entries: Mapping[str, str]
+    bounds: Mapping[str, int]
+
+    @property
+    def execution_provider(self) -> str:
+        """ONNX Runtime's name of the provider."""
+        return PROVIDERS[self.provider].execution_provider
+
+
+Tell = Callable[[str, Observed | None], None]
+"""Called before each step with its name and all that is known until then."""
+
+
+def silent(step: str, known: Observed | None) -> None:
+    """Tells nobody."""
+
+
+def observe(subject: Subject, tell: Tell = silent) -> Observed:
     """Loads and runs a model; what it raises becomes part of the answer."""
-    wanted = PROVIDERS[provider].execution_provider
-    if wanted not in ort.get_available_providers():
+    if subject.execution_provider not in ort.get_available_providers():
         return Observed(installed=False)
+    tell("loading it", Observed())
     with TemporaryDirectory(prefix="truecast-diagnose-") as folder:
-        options = _options(entries)
+        options = _options(subject.entries)
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         started = time.perf_counter()
         try:
-            session = ort.InferenceSession(str(file), options, providers=[wanted], enable_fallback=0)
+            session = _open(subject, options)
         except LOAD_ERRORS as error:
             return Observed(refusal=first_line(error))
         loaded = Observed(assigned=_assigned(session), load_seconds=time.perf_counter() - started)
-        return _run(session, loaded, file, wanted, entries, bounds)
+        return _run(session, loaded, subject, tell)
 
 
-def _run(
-    session: ort.InferenceSession,
-    loaded: Observed,
-    file: Path,
-    wanted: str,
-    entries: Mapping[str, str],
-    bounds: Mapping[str, int],
-) -> Observed:
-    """The trials of a session: the first sizes with a profile, then the grid, then padding on the left."""
-    first, outputs = _try(session, Sizes(), bounds)
-    if first is None or outputs is None:
-        session.end_profiling()
-        return replace(loaded, trials=() if first is None else (first,))
-    _try(session, Sizes(), bounds)
-    timings = _last_run(Path(session.end_profiling()))
-    trials = [first, *(trial for sizes in GRID if (trial := _try(session, sizes, bounds)[0]) is not None)]
-    if any("mask" in value.name and len(value.shape) == 2 for value in session.get_inputs()):
-        padded = _try(session, Sizes(), bounds, padded=True)[0]
-        trials += [padded] if padded is not None else []
-    if entries.get(PAIRED_KEY, EXACT) != EXACT:  # int8 activations that were asked for are not the optimizer's doing
-        outputs = _outputs(file, wanted, {**entries, PAIRED_KEY: EXACT}, bounds) or outputs
-    difference = _difference(outputs, _outputs(file, wanted, entries, bounds, optimize=False))
-    roundings = measure_rounding(file, _options(entries), wanted, bounds)
-    return replace(loaded, timings=timings, trials=tuple(trials), difference=difference, roundings=roundings)
+def _run(session: ort.InferenceSession, known: Observed, subject: Subject, tell: Tell) -> Observed:
+    inputs = session.get_inputs()
+    if (reason := why_not(inputs, FIRST_TRIES[0])) is not None:
+        return replace(known, unfed=reason)
+    known, outputs = _first_that_works(session, known, subject, tell)
+    if outputs is None:
+        return known
+    base = known.trials[0]
+    tell(f"a second run at {base}", known)
+    run_trial(session, base, subject.bounds)
+    known = replace(known, timings=_last_run(Path(session.end_profiling())))
+    for planned in _around(inputs, base):
+        tell(f"a run at {planned}", known)
+        known = replace(known, trials=(*known.trials, run_trial(session, planned, subject.bounds)[0]))
+    return _compared(known, outputs, subject, tell)
+
+
+def _first_that_works(
+    session: ort.InferenceSession, known: Observed, subject: Subject, tell: Tell
+) -> tuple[Observed, Outputs | None]:
+    """Tries sizes in turn; where none works, what they failed with."""
+    met: set[str] = set()
+    for sizes in FIRST_TRIES:
+        planned = plan_trial(session.get_inputs(), sizes)
+        if str(planned.inputs) in met or why_not(session.get_inputs(), sizes) is not None:
+            continue
+        met.add(str(planned.inputs))
+        tell(f"a run at {planned}", known)
+        trial, outputs = run_trial(session, planned, subject.bounds)
+        if outputs is not None:
+            return replace(known, trials=(trial,)), outputs
+        known = replace(known, failed=(*known.failed, trial))
+    return known, None
+
+
+def _around(inputs: Sequence[ort.NodeArg], base: Trial) -> Iterator[Trial]:
+    """Trials near one that worked, each different from it, and one with padding on the left."""
+    met = {str(base.inputs)}
+    for sizes in sizes_around(base.sizes):
+        planned = plan_trial(inputs, sizes)
+        if str(planned.inputs) not in met and why_not(inputs, sizes) is None:
+            met.add(str(planned.inputs))
+            yield planned
+    if any("mask" in value.name and len(value.shape) == 2 for value in inputs):
+        yield replace(plan_trial(inputs, base.sizes), padded=True)
+
+
+def _compared(known: Observed, outputs: Outputs, subject: Subject, tell: Tell) -> Observed:
+    """The outputs of the first trial against those without the optimizer and without rounded activations."""
+    base = known.trials[0]
+    tell("a run without the optimizer", known)
+    exact = replace(subject, entries={**subject.entries, PAIRED_KEY: EXACT})
+    if subject.entries.get(PAIRED_KEY, EXACT) != EXACT:  # int8 activations that were asked for are not the optimizer's
+        outputs = _outputs(exact, base) or outputs
+    known = replace(known, difference=_difference(outputs, _outputs(subject, base, optimize=False)))
+    tell("a run that shows rounded activations", known)
+    options = _options(subject.entries)
+    roundings = measure_rounding(subject.file, options, subject.execution_provider, base, subject.bounds)
+    kept = None
+    if roundings:
+        options = _options(subject.entries)
+        kept = kept_without_rounding(subject.file, options, subject.execution_provider, base, subject.bounds, outputs)
+    return replace(known, roundings=roundings, kept=kept)
 
 
 def _options(entries: Mapping[str, str]) -> ort.SessionOptions:
@@ -130,44 +187,15 @@ def _options(entries: Mapping[str, str]) -> ort.SessionOptions:
     return options
 
 
+def _open(subject: Subject, options: ort.SessionOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(str(subject.file), options, providers=[subject.execution_provider], enable_fallback=0)
+
+
 def _assigned(session: ort.InferenceSession) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for part in session.get_provider_graph_assignment_info():
         counts[part.ep_name] += len(part.get_nodes())
     return dict(counts)
-
-
-def _try(
-    session: ort.InferenceSession, sizes: Sizes, bounds: Mapping[str, int], padded: bool = False
-) -> tuple[Trial | None, Outputs | None]:
-    """One run; (None, None) when no inputs can be made up for the model."""
-    inputs, trial = session.get_inputs(), Trial(sizes, padded)
-    if not can_feed(inputs):
-        return None, None
-    run = ort.RunOptions()
-    run.log_severity_level = QUIET
-    try:
-        results = session.run(None, make_feeds(inputs, sizes, bounds, padded), run)
-    except LOAD_ERRORS as error:
-        return replace(trial, error=first_line(error)), None
-    outputs = {info.name: np.asarray(result) for info, result in zip(session.get_outputs(), results, strict=True)}
-    broken = tuple(name for name, result in outputs.items() if _not_finite(result))
-    misshapen = tuple(
-        f"{info.name} is declared {list(info.shape)} and is {list(outputs[info.name].shape)}"
-        for info in session.get_outputs()
-        if _contradicts(info.shape, outputs[info.name].shape)
-    )
-    return replace(trial, not_finite=broken, misshapen=misshapen), outputs
-
-
-def _not_finite(result: np.ndarray) -> bool:
-    return result.dtype.kind == "f" and not bool(np.isfinite(result).all())
-
-
-def _contradicts(declared: Sequence[int | str | None], got: Sequence[int]) -> bool:
-    if not declared:
-        return False
-    return len(declared) != len(got) or any(isinstance(d, int) and d != g for d, g in zip(declared, got, strict=True))
 
 
 def _last_run(profile: Path) -> tuple[Timing, ...]:
@@ -189,18 +217,16 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _outputs(
-    file: Path, wanted: str, entries: Mapping[str, str], bounds: Mapping[str, int], optimize: bool = True
-) -> Outputs | None:
+def _outputs(subject: Subject, trial: Trial, optimize: bool = True) -> Outputs | None:
     """The outputs with or without ONNX Runtime's optimizer; None where the graph does not run so."""
-    options = _options(entries)
+    options = _options(subject.entries)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = ort.InferenceSession(str(file), options, providers=[wanted], enable_fallback=0)
+        session = _open(subject, options)
     except LOAD_ERRORS:
         return None
-    return _try(session, Sizes(), bounds)[1]
+    return run_trial(session, trial, subject.bounds)[1]
 
 
 def _difference(outputs: Outputs, plain: Outputs | None) -> float | None:
@@ -213,8 +239,3 @@ def _difference(outputs: Outputs, plain: Outputs | None) -> float | None:
             scale = float(np.abs(plain[name]).max()) or 1.0
             found.append(float(np.abs(result.astype(np.float64) - plain[name]).max()) / scale)
     return max(found)
-
-
-def first_line(error: BaseException) -> str:
-    """What ONNX Runtime says, without the lines of its stack."""
-    return str(error).strip().splitlines()[0]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from truecast.diagnosis.loading import ExternalData
 from truecast.diagnosis.sparse import LARGEST_BYTES
 
+SMALLEST_BYTES = 4096
+"""Copies and constants below this size are not worth a word."""
 SAMPLE_BYTES = 4096
 """Bytes of each sample of a weight: one page, so that a sample is one read."""
 SAMPLES = 5
@@ -55,6 +60,11 @@ class Weight:
         return self.tensor.nbytes
 
     @property
+    def place(self) -> Hashable:
+        """Where it is stored: weights that share one range of a file have one place."""
+        return (self.source.location, self.source.offset) if self.source is not None else self.name
+
+    @property
     def readable(self) -> bool:
         """Whether its bytes may be read: in the file itself, not huge when dense, or in the model's folder."""
         if self.source is None:
@@ -96,3 +106,37 @@ def weights_of(model: ir.Model, sources: Mapping[str, ExternalData]) -> Iterator
             if value.const_value is not None:
                 external = isinstance(value.const_value, ir.ExternalTensor)
                 yield Weight(value, value.const_value, sources.get(value.name or "") if external else None)
+
+
+def same_weights(weights: Iterable[Weight]) -> Iterator[tuple[Weight, ...]]:
+    """Groups of equal weights: alike in dtype, shape and a few pages first, then compared whole.
+
+    Tensors that already share one range of a file are stored once, and count as one.
+    """
+    groups: dict[Hashable, list[Weight]] = defaultdict(list)
+    for weight in weights:
+        if weight.nbytes >= SMALLEST_BYTES and weight.readable:
+            groups[weight.dtype, weight.shape].append(weight)
+    for alike in groups.values():
+        if len(alike) > 1:
+            for sampled in _split(alike, Weight.sample):
+                yield from (
+                    tuple(group)
+                    for group in _split(sampled, Weight.digest)
+                    if len({weight.place for weight in group}) > 1
+                )
+
+
+def _split(weights: Sequence[Weight], key: object) -> list[list[Weight]]:
+    if len(weights) < 2 or not callable(key):
+        return []
+    groups: dict[Hashable, list[Weight]] = defaultdict(list)
+    for weight in weights:
+        groups[key(weight)].append(weight)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor of its dtype and shape."""
+    bits: int = prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+    return -(-bits // 8)

@@ -25,12 +25,14 @@ def _facts(diagnosis: Diagnosis) -> Table:
     facts, table = diagnosis.facts, Table.grid(padding=(0, 2))
     rows = [
         ("Model", f"{diagnosis.path}, made by {facts['producer']}"),
-        ("Versions", f"opset {facts['opset']}, IR {facts['ir_version']}; ONNX Runtime {facts['onnxruntime']}"),
+        ("Versions", f"opset {facts['opsets']}, IR {facts['ir_version']}; ONNX Runtime {facts['onnxruntime']}"),
         ("Graph", f"{facts['nodes']} nodes, {facts['weights']} weights of {decimal(int(facts['weight_bytes']))}"),
         ("Provider", f"{diagnosis.provider}; int8 products {facts['int8_products']}"),
     ]
     if "predicted_memcpy" in facts:
         rows.append(("Memcpy", f"{facts['predicted_memcpy']} predicted"))
+    if "ran" in facts:
+        rows.append(("Ran with", str(facts["ran"])))
     for name, value in rows:
         table.add_row(Text(name, "bold"), Text(value))
     return table
@@ -57,6 +59,6 @@ def _evidence(finding: Finding) -> str:
 def _sum(diagnosis: Diagnosis) -> str:
     counts = {severity: sum(f.severity is severity for f in diagnosis.findings) for severity in Severity}
     words = ", ".join(f"{count} {severity}{'s' if count != 1 else ''}" for severity, count in counts.items() if count)
-    fixable = sum(finding.fixable for finding in diagnosis.findings)
-    hint = f"; --fix mends {fixable} of them" if fixable else ""
+    fixable = [finding.code for finding in diagnosis.findings if finding.fixable]
+    hint = f"; --fix mends of {', '.join(fixable)} what it can" if fixable else ""
     return f"{words}{hint}." if words else "Nothing was found."

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.diagnosis.evidence import Evidence, label
+from truecast.diagnosis.mending import switches
 from truecast.diagnosis.model import Seen, seen
 from truecast.diagnosis.placement import Place
 from truecast.diagnosis.rules.rule import ERROR, WARNING, Rule
@@ -148,18 +149,7 @@ def _number(node: ir.Node, name: str) -> int:
 
 def training_dropout(evidence: Evidence) -> Seen | None:
     """A graph that was traced in training mode: dropout, or a batch norm that uses the batch's own statistics."""
-    return seen(label(node) for node in evidence.nodes if is_training(node, evidence))
-
-
-def is_training(node: ir.Node, evidence: Evidence) -> bool:
-    """Whether a node behaves as in training."""
-    if node.op_type == "BatchNormalization":
-        return bool(_number(node, "training_mode"))
-    if node.op_type != "Dropout" or len(node.inputs) < 3:
-        return False
-    mode, ratio = evidence.values(node.inputs[2]), evidence.values(node.inputs[1])
-    drops = ratio is None or bool(np.any(ratio > 0))
-    return mode is not None and bool(np.all(mode)) and drops
+    return seen(map(label, evidence.training_nodes))
 
 
 def random_results(evidence: Evidence) -> Seen | None:
@@ -223,7 +213,7 @@ RULES = (
         "Outputs are random or depend on the other rows of the batch.",
         "Call model.eval() before the export.",
         training_dropout,
-        fixable=True,
+        mend=switches,
     ),
     Rule(
         "TC608",

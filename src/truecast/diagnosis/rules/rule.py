@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from truecast.diagnosis.evidence import Evidence
+from truecast.diagnosis.mending import Change
 from truecast.diagnosis.model import Finding, Seen, Severity
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
@@ -16,7 +17,7 @@ class Rule:
     """One kind of problem.
 
     `code` never changes its meaning. `title`, `cost` and `fix` are the finding's words; `look` returns the evidence, or
-    None where the problem is absent. `fixable` says that `repair` can mend it with the same results.
+    None where the problem is absent. `mend` returns what `repair` can change of it with the same results.
     """
 
     code: str
@@ -25,10 +26,11 @@ class Rule:
     cost: str
     fix: str
     look: Callable[[Evidence], Seen | None]
-    fixable: bool = False
+    mend: Callable[[Evidence], tuple[Change, ...]] | None = None
 
-    def finding(self, seen: Seen) -> Finding:
+    def finding(self, seen: Seen, evidence: Evidence) -> Finding:
         """The finding for what was seen."""
+        mendable = 0 if self.mend is None else len(self.mend(evidence))
         return Finding(
             code=self.code,
             severity=seen.severity or self.severity,
@@ -38,7 +40,8 @@ class Rule:
             detail=seen.detail,
             cost=seen.cost or self.cost,
             fix=seen.fix or self.fix,
-            fixable=self.fixable,
+            fixable=mendable > 0,
+            mendable=mendable,
             nbytes=seen.nbytes,
             milliseconds=seen.milliseconds,
         )
@@ -49,4 +52,4 @@ def findings_of(rules: Iterable[Rule], evidence: Evidence) -> Iterator[Finding]:
     for rule in rules:
         seen = rule.look(evidence)
         if seen is not None:
-            yield rule.finding(seen)
+            yield rule.finding(seen, evidence)

@@ -111,6 +111,14 @@ def optimizer_differs(evidence: Evidence) -> Seen | None:
     return Seen((), 1, f"largest relative difference {difference:.2g}")
 
 
+def did_not_end(evidence: Evidence) -> Seen | None:
+    """A run that took more than its time, or that took its process with it."""
+    observed = evidence.observed
+    if observed is None or observed.ended is None:
+        return None
+    return Seen((), 1, observed.ended, severity=ERROR if observed.crashed else None)
+
+
 RULES = (
     Rule(
         "TC701",
@@ -184,5 +192,13 @@ RULES = (
         "The model as written and as run differ by more than rounding.",
         "Switch off the optimizer that differs (optimization.disable_specified_optimizers), and report it.",
         optimizer_differs,
+    ),
+    Rule(
+        "TC711",
+        WARNING,
+        "A run was ended",
+        "A server that waits for it hangs, or goes down with it.",
+        "Look for a Loop without an end or a size that is much too large; give slow models more time with --seconds.",
+        did_not_end,
     ),
 )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from truecast.diagnosis.evidence import Evidence, label
+from truecast.diagnosis.mending import merges, removals
 from truecast.diagnosis.model import Seen, seen
 from truecast.diagnosis.rules.rule import ERROR, WARNING, Rule
-from truecast.diagnosis.stored import CHUNK_BYTES, Weight
+from truecast.diagnosis.stored import CHUNK_BYTES, SMALLEST_BYTES, Weight
 
-SMALLEST_BYTES = 4096
-"""Copies and constants below this size are not worth a word."""
 INLINE_LIMIT = 3 << 29
 """Bytes of weights in the file itself from which exporters use external data: 1.5 GiB, of protobuf's 2."""
 NOTICED_SHARE = 0.01
@@ -30,7 +28,7 @@ PRODUCT_READERS = ("MatMul", "Gemm", "FusedMatMul")
 
 def duplicates(evidence: Evidence) -> Seen | None:
     """Weights with the same dtype, shape and bytes under different names."""
-    groups = list(same_weights(evidence.weights))
+    groups = evidence.equal_weights
     wasted = sum(group[0].nbytes * (len(group) - 1) for group in groups)
     if wasted < NOTICED_SHARE * sum(weight.nbytes for weight in evidence.weights):
         return None
@@ -40,34 +38,6 @@ def duplicates(evidence: Evidence) -> Seen | None:
 def _equals(group: Sequence[Weight]) -> str:
     more = f" and {len(group) - 2} more" if len(group) > 2 else ""
     return f"{group[0].name} = {group[1].name}{more}"
-
-
-def same_weights(weights: Iterable[Weight]) -> Iterator[tuple[Weight, ...]]:
-    """Groups of equal weights: alike in dtype, shape and a few pages first, then compared whole.
-
-    Tensors that already share one range of a file are stored once, and count as one.
-    """
-    groups: dict[Hashable, list[Weight]] = defaultdict(list)
-    for weight in weights:
-        if weight.nbytes >= SMALLEST_BYTES and weight.readable:
-            groups[weight.dtype, weight.shape].append(weight)
-    for alike in groups.values():
-        if len(alike) > 1:
-            for sampled in _split(alike, Weight.sample):
-                yield from (tuple(group) for group in _split(sampled, Weight.digest) if len(_places(group)) > 1)
-
-
-def _split(weights: Sequence[Weight], key: object) -> list[list[Weight]]:
-    if len(weights) < 2 or not callable(key):
-        return []
-    groups: dict[Hashable, list[Weight]] = defaultdict(list)
-    for weight in weights:
-        groups[key(weight)].append(weight)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _places(weights: Iterable[Weight]) -> set[Hashable]:
-    return {(w.source.location, w.source.offset) if w.source is not None else w.name for w in weights}
 
 
 def transposed_twin(evidence: Evidence) -> Seen | None:
@@ -174,11 +144,7 @@ def inline_limit(evidence: Evidence) -> Seen | None:
 
 def unused(evidence: Evidence) -> Seen | None:
     """Weights that no node reads."""
-    outputs = set(evidence.graph.outputs)
-    idle = [
-        w for w in evidence.weights if not w.value.uses() and w.value not in outputs and not w.value.is_graph_input()
-    ]
-    idle = [weight for weight in idle if weight.nbytes >= SMALLEST_BYTES]
+    idle = evidence.idle_weights
     return seen((weight.name for weight in idle), nbytes=sum(weight.nbytes for weight in idle))
 
 
@@ -225,7 +191,7 @@ RULES = (
         "Disk and memory for each copy.",
         "Let every user refer to one initializer.",
         duplicates,
-        fixable=True,
+        mend=merges,
     ),
     Rule(
         "TC502",
@@ -282,7 +248,7 @@ RULES = (
         "Disk, and memory while loading.",
         "Remove them.",
         unused,
-        fixable=True,
+        mend=removals,
     ),
     Rule(
         "TC509",
