@@ -80,9 +80,9 @@ class Converted:
             _add(writer, f"{self.architecture}.{key}", value)
         for key, listed in _xielu(model).items():
             writer.add_array(key, listed)
+        add_vocabulary(writer, model.config.vocab_size)
         for key, value in (numbers or {}).items():
             _add(writer, key, value)
-        add_vocabulary(writer, model.config.vocab_size)
         for name, value in {**self.tensors(model), **(extra or {})}.items():
             add_tensor(writer, name, np.ascontiguousarray(value), kind)
         close(writer)

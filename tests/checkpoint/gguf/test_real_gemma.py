@@ -91,7 +91,7 @@ def test_its_files_are_valid(gemma: Checkpoint) -> None:
     assert json.loads(gemma.side_files["tokenizer_config.json"]())["bos_token"] == "<bos>"
     assert json.loads(gemma.side_files["generation_config.json"]()) == {
         "bos_token_id": 2,
-        "eos_token_id": 1,
+        "eos_token_id": [1, 106],
         "pad_token_id": 0,
     }
 

@@ -21,6 +21,8 @@ from truecast.checkpoint.gguf.container import Container, read_container
 from truecast.checkpoint.gguf.tokenizer import merges_from_scores, tokenizer_files
 from truecast.errors import InputError
 
+ROWS = 1000
+"""Of the token embedding: as many as any vocabulary here."""
 CORPUS = [
     "The capital of France is Paris, the capital of Spain is Madrid.",
     "def area(radius):\n    return 3.14159 * radius ** 2  # it's 12345 units\n",
@@ -73,7 +75,7 @@ def byte_level_file(path: Path, tokenizer: Tokenizer, pre: str, **more: Any) -> 
 
 
 def rebuilt(container: Container) -> Tokenizer:
-    return Tokenizer.from_buffer(tokenizer_files(container, 64)["tokenizer.json"]())
+    return Tokenizer.from_buffer(tokenizer_files(container, 64, ROWS)["tokenizer.json"]())
 
 
 LLAMA3 = (
@@ -227,7 +229,7 @@ def test_the_first_and_last_token_follow_the_flags(tmp_path: Path) -> None:
 def test_transformers_loads_the_files_with_their_special_tokens_and_chat_template(tmp_path: Path) -> None:
     template = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
     container = sentencepiece_file(tmp_path / "t.gguf", chat_template=template)
-    for name, make in tokenizer_files(container, 64).items():
+    for name, make in tokenizer_files(container, 64, ROWS).items():
         (tmp_path / name).write_bytes(make())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
@@ -244,7 +246,7 @@ def test_every_chat_template_of_a_file_is_kept_with_its_name(tmp_path: Path) -> 
         texts = {"default": "plain {{ messages[0].content }}", "rag": "sources {{ messages[0].content }}"}
         writer.add_chat_template([{"name": name, "template": text} for name, text in texts.items()])
 
-    for name, make in tokenizer_files(write(tmp_path / "t.gguf", "llama", fields), 64).items():
+    for name, make in tokenizer_files(write(tmp_path / "t.gguf", "llama", fields), 64, ROWS).items():
         (tmp_path / name).write_bytes(make())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     message = [{"role": "user", "content": "x"}]
@@ -264,7 +266,7 @@ def test_a_large_byte_level_vocabulary_takes_seconds(tmp_path: Path) -> None:
 
     container = write(tmp_path / "t.gguf", "gpt2", fields)
     start = time.process_time()
-    made = {name: make() for name, make in tokenizer_files(container, 64).items()}
+    made = {name: make() for name, make in tokenizer_files(container, 64, ROWS).items()}
     assert time.process_time() - start < 5
     assert json.loads(made["tokenizer.json"])["model"]["vocab"][tokens[-1]] == size - 1
 
@@ -272,7 +274,7 @@ def test_a_large_byte_level_vocabulary_takes_seconds(tmp_path: Path) -> None:
 def test_an_end_of_turn_token_ends_a_text_too(tmp_path: Path) -> None:
     def generation(**flags: Any) -> Any:
         return json.loads(
-            tokenizer_files(sentencepiece_file(tmp_path / "t.gguf", **flags), 64)["generation_config.json"]()
+            tokenizer_files(sentencepiece_file(tmp_path / "t.gguf", **flags), 64, ROWS)["generation_config.json"]()
         )
 
     assert generation() == {"bos_token_id": 1, "eos_token_id": 2}
@@ -297,7 +299,7 @@ def test_the_search_for_cycles_is_as_it_was_whether_a_tokenizer_was_made_or_not(
         writer.add_token_list(["a", "b"])
         writer.add_token_scores([0.0] * scores)
 
-    make = tokenizer_files(write(tmp_path / "t.gguf", "llama", fields), 64)["tokenizer.json"]
+    make = tokenizer_files(write(tmp_path / "t.gguf", "llama", fields), 64, ROWS)["tokenizer.json"]
     (gc.enable if was_on else gc.disable)()
     try:
         with nullcontext() if scores == 2 else pytest.raises(InputError):

@@ -18,8 +18,8 @@ from truecast.checkpoint.gguf.metadata import Facts
 from truecast.checkpoint.gguf.rope import DEFAULT_ROPE_THETA, partial_rope_parameters, rope_parameters
 from truecast.errors import InputError
 
-GEMMA3_ROPE_THETA = 1_000_000.0
-"""Gemma 3's full-attention layers where a file states none (Gemma3TextConfig)."""
+GEMMA2_WINDOW = 4096
+"""Window of Gemma 2 where a file states none, as the first ones do not (llama.cpp's loader)."""
 GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 """The 27 B models scale queries by hidden/heads instead of head_dim; llama.cpp tells them by their depth."""
 
@@ -68,6 +68,11 @@ def _arcee(facts: Facts) -> dict[str, Any]:
 
 
 def _granite(facts: Facts) -> dict[str, Any]:
+    if facts.get("rope.scaling.finetuned") is False:  # llama.cpp's switch of this architecture
+        raise InputError(
+            f"{facts.container.path} has no rotary positions, which transformers' Granite always has; "
+            "convert the original Hugging Face folder instead."
+        )
     return {
         **_llama(facts),
         "logits_scaling": facts.number("logit_scale"),
@@ -106,14 +111,14 @@ def _gemma_scaled(facts: Facts) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
         **_rms_eps(facts),
         "query_pre_attn_scalar": facts.size("embedding_length") // facts.heads if wide else facts.head_dim,
-        "sliding_window": facts.size("attention.sliding_window"),
     }
 
 
 def _gemma2(facts: Facts) -> dict[str, Any]:
     return {
         **_gemma_scaled(facts),
-        "layer_types": _layer_types(facts, pattern=2),
+        "sliding_window": facts.size("attention.sliding_window", GEMMA2_WINDOW),
+        "layer_types": _layer_types(facts, pattern=2, window=GEMMA2_WINDOW),
         "attn_logit_softcapping": facts.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": facts.number("final_logit_softcapping", 30.0),
     }
@@ -121,13 +126,23 @@ def _gemma2(facts: Facts) -> dict[str, Any]:
 
 def _gemma3(facts: Facts) -> dict[str, Any]:
     local = {"rope_type": "default", "rope_theta": float(facts.number("rope.freq_base_swa", DEFAULT_ROPE_THETA))}
-    rope = {"full_attention": rope_parameters(facts, GEMMA3_ROPE_THETA), "sliding_attention": local}
-    return {**_gemma_scaled(facts), "layer_types": _layer_types(facts, pattern=6), "rope_parameters": rope}
+    return {
+        **_gemma_scaled(facts),
+        "sliding_window": facts.size("attention.sliding_window"),
+        "layer_types": _layer_types(facts, pattern=6),
+        "rope_parameters": {"full_attention": rope_parameters(facts), "sliding_attention": local},
+    }
 
 
-def _layer_types(facts: Facts, pattern: int) -> list[str]:
-    """Which layers attend to a window: as the file lists them, else all but every `pattern`-th; without one, none."""
-    listed, window = facts.get("attention.sliding_window_pattern"), facts.get("attention.sliding_window")
+def _layer_types(facts: Facts, pattern: int, window: int | None = None) -> list[str]:
+    """Which layers attend to a window: as the file lists them, else all but every `pattern`-th; without one, none.
+
+    `window` stands for one that the file does not state.
+    """
+    listed, window = (
+        facts.get("attention.sliding_window_pattern"),
+        facts.number("attention.sliding_window", window or 0),
+    )
     if isinstance(listed, np.ndarray) and len(listed) == facts.layers:
         slides = [bool(value) for value in listed]
     else:
@@ -141,20 +156,12 @@ def _phi2(facts: Facts) -> dict[str, Any]:
 
 
 def _phi3(facts: Facts) -> dict[str, Any]:
-    original = facts.size("rope.scaling.original_context_length", facts.size("context_length"))
-    rope = partial_rope_parameters(facts)
-    if facts.has("rope_factors_long.weight"):
-        rope |= {
-            "rope_type": "longrope",
-            "short_factor": facts.read_tensor("rope_factors_short.weight").tolist(),
-            "long_factor": facts.read_tensor("rope_factors_long.weight").tolist(),
-            "original_max_position_embeddings": original,
-        }
+    context = facts.size("context_length")
     return {
         "hidden_act": "silu",
         **_rms_eps(facts),
-        "rope_parameters": rope,
-        "original_max_position_embeddings": original,
+        "rope_parameters": partial_rope_parameters(facts),
+        "original_max_position_embeddings": facts.size("rope.scaling.original_context_length", context),
         "sliding_window": facts.get("attention.sliding_window") or None,
     }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truecast.checkpoint.gguf.container import Container
+from truecast.checkpoint.gguf.special_tokens import special_id
 from truecast.checkpoint.model import Array
 from truecast.errors import InputError
 
@@ -44,9 +45,13 @@ class Facts:
         )
 
     def token(self, name: str) -> int | None:
-        """The id of a special token: `bos`, `eos`, `padding`, …"""
-        value = self.container.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return value if isinstance(value, int) else None
+        """The id of a special token: `bos`, `eos`, `padding`, …; None when the file has none, or no row for it."""
+        return special_id(self.container.metadata, name, self.rows)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the token embedding."""
+        return self.container.tensors["token_embd.weight"].shape[0]
 
     def has(self, tensor: str) -> bool:
         """Whether the file holds the tensor."""

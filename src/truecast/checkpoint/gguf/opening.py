@@ -31,6 +31,7 @@ from truecast.checkpoint.gguf.metadata import Facts
 from truecast.checkpoint.gguf.names import NAMINGS, naming_of, target_of
 from truecast.checkpoint.gguf.parts import read_whole
 from truecast.checkpoint.gguf.rewrites import Rewrite, keeps_blocks, row_unit, undo
+from truecast.checkpoint.gguf.special_tokens import stray_ids
 from truecast.checkpoint.gguf.split_tensors import number_tensors, pieces
 from truecast.checkpoint.gguf.tokenizer import tokenizer_files
 from truecast.checkpoint.mapping import map_array
@@ -57,7 +58,7 @@ def open_gguf(path: Path) -> Checkpoint:
     config = hugging_face_config(facts)
     side_files: dict[str, Callable[[], bytes]] = {
         "config.json": lambda: (json.dumps(config, indent=2) + "\n").encode(),
-        **tokenizer_files(container, facts.size("context_length")),
+        **tokenizer_files(container, facts.size("context_length"), facts.rows),
     }
     tensors = _tensors(facts)
     quantized = any(tensor.encoding is not None for tensor in tensors.values())
@@ -68,7 +69,7 @@ def open_gguf(path: Path) -> Checkpoint:
         tensors,
         side_files,
         quantization="GGUF" if quantized else None,
-        notices=_notices(tensors.values()),
+        notices=(*_notices(tensors.values()), *_stray_notices(facts)),
     )
 
 
@@ -81,6 +82,14 @@ def _notices(tensors: Collection[StoredTensor]) -> tuple[str, ...]:
     return tuple(
         f"{count} matrices stored as {kind} are read as float32: no integer codes give the values that the model needs."
         for kind, count in sorted(counts.items())
+    )
+
+
+def _stray_notices(facts: Facts) -> tuple[str, ...]:
+    """What the user should know of special tokens that the model has no row for."""
+    return tuple(
+        f"The metadata name {index} as the token {name}, outside the vocabulary of {facts.rows}; it is left out."
+        for name, index in stray_ids(facts.container.metadata, facts.rows).items()
     )
 
 

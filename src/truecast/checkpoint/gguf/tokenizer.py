@@ -21,6 +21,7 @@ import numpy as np
 
 from truecast.checkpoint.gguf.container import Container, StringArray
 from truecast.checkpoint.gguf.pretokenizers import SPLITTINGS, Splitting
+from truecast.checkpoint.gguf.special_tokens import end_ids, special_id, spelled_ends
 from truecast.errors import InputError
 
 SPACE = "\u2581"
@@ -41,13 +42,14 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A file's vocabulary; `scores` and `merges` may be absent."""
+    """A file's vocabulary; `scores` and `merges` may be absent. `rows`: tokens that the model has a row for."""
 
     container: Container
     tokens: list[str]
     types: list[int]
     scores: list[float]
     merges: list[str] | None
+    rows: int
 
     def flag(self, name: str, default: bool) -> bool:
         """A boolean of the metadata, `tokenizer.ggml.{name}`."""
@@ -55,8 +57,7 @@ class Vocabulary:
 
     def special(self, name: str) -> int | None:
         """The id of the special token `name` (bos, eos, unknown, padding); None when the file has none."""
-        index = self.container.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return index if isinstance(index, int) and 0 <= index < len(self.tokens) else None
+        return special_id(self.container.metadata, name, self.rows)
 
     @property
     def adds_bos(self) -> bool:
@@ -72,11 +73,16 @@ class Vocabulary:
         return self.flag("add_eos_token", False) and self.special("eos") is not None
 
 
-def tokenizer_files(container: Container, context_length: int | None) -> dict[str, Callable[[], bytes]]:
-    """The tokenizer's files by name, each made when its function is called; none when the file has no vocabulary."""
-    files: dict[str, Callable[[], bytes]] = {"generation_config.json": lambda: generation_config(container)}
-    if isinstance(container.metadata.get("tokenizer.ggml.tokens"), StringArray):
-        vocabulary = cache(lambda: read_vocabulary(container))
+def tokenizer_files(container: Container, context_length: int | None, rows: int) -> dict[str, Callable[[], bytes]]:
+    """The tokenizer's files by name, each made when its function is called; none when the file has no vocabulary.
+
+    `rows` are those of the token embedding; special tokens beyond them are left out.
+    """
+    metadata = container.metadata
+    files: dict[str, Callable[[], bytes]] = {"generation_config.json": lambda: generation_config(container, None, rows)}
+    if isinstance(metadata.get("tokenizer.ggml.tokens"), StringArray):
+        vocabulary = cache(lambda: read_vocabulary(container, rows))
+        files["generation_config.json"] = lambda: generation_config(container, vocabulary(), rows)
         files["tokenizer.json"] = _uncollected(lambda: tokenizer_json(vocabulary()))
         files["tokenizer_config.json"] = _uncollected(lambda: tokenizer_config(vocabulary(), context_length))
     return files
@@ -101,8 +107,8 @@ def _uncollected(make: Callable[[], bytes]) -> Callable[[], bytes]:
     return run
 
 
-def read_vocabulary(container: Container) -> Vocabulary:
-    """Decode the vocabulary.
+def read_vocabulary(container: Container, rows: int) -> Vocabulary:
+    """Decode the vocabulary; tokens whose spelling ends a text are control tokens, whatever the file calls them.
 
     Raises:
         InputError: its arrays disagree in length.
@@ -111,8 +117,12 @@ def read_vocabulary(container: Container) -> Vocabulary:
     tokens = metadata["tokenizer.ggml.tokens"].decode()
     types = _numbers(container, "token_type", len(tokens), TokenType.NORMAL)
     scores = _numbers(container, "scores", len(tokens), 0.0)
+    for index in spelled_ends(tokens, types):
+        if types[index] in (TokenType.NORMAL, TokenType.USER_DEFINED):
+            types[index] = TokenType.CONTROL
     merges = metadata.get("tokenizer.ggml.merges")
-    return Vocabulary(container, tokens, types, scores, merges.decode() if isinstance(merges, StringArray) else None)
+    listed = merges.decode() if isinstance(merges, StringArray) else None
+    return Vocabulary(container, tokens, types, scores, listed, min(rows, len(tokens)))
 
 
 def _numbers(container: Container, name: str, count: int, default: float) -> list[Any]:
@@ -326,14 +336,15 @@ def _chat_templates(metadata: Mapping[str, Any]) -> Any:
     return [{"name": name, "template": text} for name, text in listed.items() if isinstance(text, str)]
 
 
-def generation_config(container: Container) -> bytes:
-    """The content of generation_config.json: the special tokens; an end-of-turn token ends a text as well."""
-    ids = {name: container.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "padding")}
-    ends = list(dict.fromkeys(index for index in (ids["eos"], ids["eot"]) if index is not None))
+def generation_config(container: Container, vocabulary: Vocabulary | None, rows: int) -> bytes:
+    """The content of generation_config.json: the special tokens, and every token that ends a text for llama.cpp."""
+    metadata = container.metadata
+    tokens, types = (vocabulary.tokens, vocabulary.types) if vocabulary is not None else ([], [])
+    ends = end_ids(metadata, tokens, types, rows)
     config = {
-        "bos_token_id": ids["bos"],
+        "bos_token_id": special_id(metadata, "bos", rows),
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": ids["padding"],
+        "pad_token_id": special_id(metadata, "padding", rows),
     }
     return _document({key: value for key, value in config.items() if value is not None})
 
