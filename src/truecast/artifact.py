@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ class Source(_Record):
     path: str
     format: str
     sha256: dict[str, str] = Field(default_factory=dict)
+    side_sha256: dict[str, str] = Field(default_factory=dict)
+    """The same of the files that went along: tokenizer, configuration, chat template."""
 
 
 class TensorInfo(_Record):
@@ -139,6 +143,8 @@ class Certificate(_Record):
     notes: list[str] = Field(default_factory=list)
     signal_to_noise: dict[str, float | None] = Field(default_factory=dict)
     """dB of every weight that was quantized here, by the name of its parameter; None where it is exact."""
+    manifest_sha256: str = ""
+    """Over all of truecast.json but this field."""
 
 
 class Manifest(_Record):
@@ -181,8 +187,18 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes truecast.json into `folder`."""
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    """Writes truecast.json into `folder`, with the digest of all of it in the certificate."""
+    digest = document_digest(manifest.model_dump(mode="json"))
+    certificate = manifest.certificate.model_copy(update={"manifest_sha256": digest})
+    stamped = manifest.model_copy(update={"certificate": certificate})
+    (folder / MANIFEST_NAME).write_text(stamped.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def document_digest(document: Mapping[str, Any]) -> str:
+    """The hexadecimal SHA-256 of the content of a truecast.json, but for the field that holds it."""
+    certificate = {key: value for key, value in document["certificate"].items() if key != "manifest_sha256"}
+    whole = {**document, "certificate": certificate}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:

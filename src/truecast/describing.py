@@ -5,7 +5,7 @@ Data flow: checkpoint, trace, written weights and request → `described` → a 
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,15 +26,10 @@ from truecast.checkpoint import Checkpoint
 from truecast.checkpoint.model import StoredTensor
 from truecast.requesting import AS_IS, Request, integer_notice
 from truecast.targets import Target
+from truecast.targets.side_files import context_length, eos_token_ids, tokens_without_rows
 from truecast.trace.author import AuthorModule
 from truecast.trace.decoder import Trace
 from truecast.trace.module import ModuleTrace
-
-
-def context_length(checkpoint: Checkpoint) -> int | None:
-    """Positions that the model was made for, or None where its configuration does not say."""
-    length = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
-    return int(length) if length else None
 
 
 def described(
@@ -58,7 +53,7 @@ def described(
         graph=graph,
         weights=weights,
         ignored_tensors=ignored,
-        notices=notices_of(checkpoint, request),
+        notices=[*notices_of(checkpoint, request), *tokens_without_rows(checkpoint, graph.vocab_size)],
         files={},
         certificate=Certificate(status=Status.UNPROVEN),
     )
@@ -121,7 +116,14 @@ def with_entries(manifest: Manifest, entries: Mapping[str, str]) -> Manifest:
 def source_of(checkpoint: Checkpoint, hashes: dict[str, str]) -> Source:
     """Where an artifact came from."""
     # Links are not followed: the hashes are under the names of the files as given.
-    return Source(path=str(checkpoint.path.absolute()), format=checkpoint.format, sha256=hashes)
+    # Those of GGUF files are made from the metadata, which the file's own hash covers.
+    sides = checkpoint.side_files if checkpoint.format == "safetensors" else {}
+    return Source(
+        path=str(checkpoint.path.absolute()),
+        format=checkpoint.format,
+        sha256=hashes,
+        side_sha256={name: hashlib.sha256(content()).hexdigest() for name, content in sides.items()},
+    )
 
 
 def notices_of(checkpoint: Checkpoint, request: Request) -> list[str]:
@@ -142,6 +144,7 @@ def decoder_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
     graph = trace.model.graph
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     vocabulary = graph.outputs[0].shape
+    rows = None if vocabulary is None else int(vocabulary[-1])  # type: ignore[arg-type]
     return GraphInfo(
         padding=trace.padding,
         opsets=dict(trace.model.opset_imports),
@@ -154,8 +157,8 @@ def decoder_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
             dtype=tensor_info(graph.outputs[1]).dtype,
         ),
         context_length=context_length(checkpoint),
-        vocab_size=None if vocabulary is None else int(vocabulary[-1]),  # type: ignore[arg-type]
-        eos_token_ids=eos_token_ids(checkpoint),
+        vocab_size=rows,
+        eos_token_ids=eos_token_ids(checkpoint, rows),
         lowered=dict(sorted(trace.lowered.items())),
         traced=dict(sorted(trace.traced.items())),
     )
@@ -166,13 +169,3 @@ def tensor_info(value: ir.Value) -> TensorInfo:
     assert value.shape is not None and value.dtype is not None
     shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
     return TensorInfo(name=value.name or "", dtype=str(value.dtype.numpy()), shape=shape)
-
-
-def eos_token_ids(checkpoint: Checkpoint) -> list[int]:
-    """The union of what config.json and generation_config.json say: the first often lacks the end of a turn."""
-    ids: list[int] = []
-    generation = checkpoint.side_files.get("generation_config.json")
-    for source in (checkpoint.config, json.loads(generation()) if generation else {}):
-        found = source.get("eos_token_id")
-        ids += found if isinstance(found, list) else [] if found is None else [found]
-    return sorted(set(ids))

@@ -23,11 +23,8 @@ from truecast.calibration.libraries import CALIBRATED, calibrated, library_versi
 from truecast.calibration.texts import read_texts
 from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.checkpoint.divisions import activation_scales
-from truecast.checkpoint.folder import CONFIG_NAME, written_config
 from truecast.checkpoint.model import Array
-from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.describing import (
-    context_length,
     decoder_info,
     described,
     notices_of,
@@ -42,6 +39,7 @@ from truecast.errors import InputError
 from truecast.publishing import published, require_apart, require_free
 from truecast.requesting import ACTIVATIONS, AS_IS, PRECISIONS, Request
 from truecast.targets import Padding, Target, find_target
+from truecast.targets.side_files import context_length, write_side_files
 from truecast.trace.decoder import Trace, trace_decoder
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical
@@ -144,7 +142,7 @@ def _calibrated(
             checkpoint, request.method, bits, request.block_size, texts, Path(scratch), request.trust_remote_code
         )
         report("calibrate", 1, 1)
-        cast = _cast(given, folder, replace(request, precision=AS_IS), report, texts)
+        cast = _cast(given, folder, replace(request, precision=AS_IS), report, texts, checkpoint)
         asked = {
             "source": source_of(checkpoint, {name: sha256_of(path) for name, path in checkpoint.file_names.items()}),
             "precision": request.precision,
@@ -164,9 +162,18 @@ def _kept(cast: Manifest) -> dict[str, Any]:
 
 
 def _cast(
-    checkpoint: Checkpoint, folder: Path, request: Request, report: Progress, texts: tuple[str, ...] = ()
+    checkpoint: Checkpoint,
+    folder: Path,
+    request: Request,
+    report: Progress,
+    texts: tuple[str, ...] = (),
+    asked: Checkpoint | None = None,
 ) -> Manifest:
-    """Reads, traces and binds into `folder`; returns the manifest with an unproven certificate."""
+    """Reads, traces and binds into `folder`; returns the manifest with an unproven certificate.
+
+    What goes along with the weights comes from `asked`, where the weights come from what a library made of it.
+    """
+    asked = asked or checkpoint
     target = find_target(request.target)
     with ThreadPoolExecutor(1) as aside:  # hashing needs no Python: it goes on while the model is traced
         hashes = aside.submit(lambda: {name: sha256_of(path) for name, path in checkpoint.file_names.items()})
@@ -178,10 +185,10 @@ def _cast(
         ignored = {**checkpoint.ignored, **sources.unused()}
         weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
-    info = decoder_info(checkpoint, trace)
+    info = decoder_info(asked, trace)
     manifest = described(checkpoint, target, request, info, weights, ignored, hashes.result())
     manifest = with_entries(with_decoded(manifest, packer.decoded), packer.session_entries)
-    write_side_files(checkpoint, target, manifest, folder)
+    write_side_files(asked, target, manifest.graph, folder)
     if request.cache_bits is not None:
         given = (checkpoint, request.cache_bits, texts, report)
         manifest = with_quantized_cache(folder, trace.model, DATA_NAME, manifest, *given)
@@ -266,14 +273,3 @@ def rule_chooser(packer: Packer, request: Request) -> Callable[[str], Precision]
 
 
 ROTARY_TABLE = "rotary table of the model's own module"
-
-
-def write_side_files(checkpoint: Checkpoint, target: Target, manifest: Manifest, folder: Path) -> None:
-    """Copies what goes along with the weights, and writes what the target adds."""
-    for name, content in checkpoint.side_files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content())
-    if checkpoint.quantization is not None:  # the weights are no longer stored as these settings say
-        plain = {key: value for key, value in checkpoint.config.items() if key not in CONFIG_KEYS}
-        (folder / CONFIG_NAME).write_bytes(written_config(plain))
-    target.write_side_files(folder, checkpoint.config, manifest.graph)

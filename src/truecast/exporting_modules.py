@@ -35,13 +35,14 @@ from truecast.describing import (
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.errors import InputError
-from truecast.exporting import Progress, rule_chooser, with_files, write, write_side_files
+from truecast.exporting import Progress, rule_chooser, with_files, write
 from truecast.halves.making import by_reach, by_rule, find_examples, with_islands
 from truecast.measure.environment import environment
 from truecast.publishing import published, require_apart, require_free
 from truecast.requesting import Request
 from truecast.runtime.providers import open_session
 from truecast.targets import Target, find_target
+from truecast.targets.side_files import write_side_files
 from truecast.trace.author import AuthorModule
 from truecast.trace.capture import array_of
 from truecast.trace.cleaners import NONE, Cleaned, cleaned
@@ -157,7 +158,7 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     target = find_target(request.target)
     written = _write(source, folder, request, report, seen, target.dialect)
     manifest = _described(written, source, request, target)
-    write_side_files(written.checkpoint, target, manifest, folder)
+    write_side_files(written.checkpoint, target, manifest.graph, folder)
     if request.half is not None:
         manifest = _with_islands(manifest, source, folder, request, written, report)
     bound = _saved(folder, request, written.entries) if request.save_optimized else []

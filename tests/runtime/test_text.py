@@ -1,11 +1,12 @@
 """Text to tokens and back: as transformers does it, and in pieces that are whole characters."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from tests.runtime.tokenizer_files import BOS, SENTENCES, byte_fallback, byte_level, with_bos, write_tokenizer
 from truecast.errors import InputError
@@ -39,10 +40,17 @@ def test_the_post_processor_adds_the_beginning_once(codec: TextCodec) -> None:
     assert codec.encode("hello", add_special_tokens=False).count(begin) == 0
 
 
-@pytest.mark.parametrize(("asked", "count"), [(True, 1), (False, 0), (None, 0)])
-def test_without_a_post_processor_the_config_decides(tmp_path: Path, asked: bool | None, count: int) -> None:
-    codec = TextCodec.open(write_tokenizer(tmp_path, byte_level(), add_bos_token=asked))
-    assert codec.encode("hello").count(codec.tokenizer.token_to_id(BOS)) == count
+@pytest.mark.parametrize("processor", [None, processors.ByteLevel(trim_offsets=False)])
+@pytest.mark.parametrize("name", ["LlamaTokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast"])
+def test_the_config_adds_no_beginning_to_a_tokenizer_that_has_none_as_in_transformers(
+    tmp_path: Path, processor: Any, name: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = byte_level()
+    tokenizer.post_processor = processor
+    folder = write_tokenizer(tmp_path, tokenizer, add_bos_token=True, tokenizer_class=name)
+    assert TextCodec.open(folder).encode("hello") == AutoTokenizer.from_pretrained(folder).encode("hello")
 
 
 def test_the_config_adds_nothing_to_a_post_processor(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The genai target: what is written, and that the real onnxruntime-genai runs it and says the same tokens as we do."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from tests.runtime.graphs import CONTEXT, HEAD_DIM, KV_HEADS, LAYERS, VOCAB, graph_info, write_artifact
-from tests.runtime.tokenizer_files import SENTENCES, byte_fallback, byte_level, write_tokenizer
+from tests.runtime.tokenizer_files import SENTENCES, byte_fallback, byte_level, with_bos, write_tokenizer
 from tests.targets.genai_runtime import Genai
 from truecast.artifact import GraphInfo
 from truecast.errors import InputError
@@ -16,11 +17,10 @@ from truecast.runtime.decoder import Decoder
 from truecast.runtime.generate import GenerationOptions, generate
 from truecast.targets import find_target
 from truecast.targets.genai import (
-    BYTE_FALLBACK_CLASS,
     BYTE_LEVEL_CLASS,
     DEFAULT_MAX_LENGTH,
     GENERIC_TYPE,
-    TOKENIZER_CLASSES,
+    SENTENCEPIECE_CLASS,
     TYPES,
     correct_tokenizer,
     genai_config,
@@ -96,18 +96,21 @@ def test_a_graph_that_is_no_decoder_is_refused(changes: dict[str, None]) -> None
         genai_config({}, {}, info(**changes))
 
 
+@pytest.mark.parametrize("name", ["Qwen2TokenizerFast", "TokenizersBackend", "LlamaTokenizer", None])
 @pytest.mark.parametrize(
-    ("name", "model", "expected"),
+    ("model", "expected"),
     [
-        ("Qwen2TokenizerFast", {"type": "BPE"}, "Qwen2TokenizerFast"),
-        ("TokenizersBackend", {"type": "BPE"}, BYTE_LEVEL_CLASS),
-        ("CohereTokenizerFast", {"type": "BPE", "byte_fallback": True}, BYTE_FALLBACK_CLASS),
-        ("RwkvTokenizer", {"type": "WordLevel"}, "RwkvTokenizer"),
+        ({"type": "BPE"}, BYTE_LEVEL_CLASS),
+        ({"type": "BPE", "byte_fallback": True}, SENTENCEPIECE_CLASS),
+        ({"type": "WordLevel"}, None),
     ],
 )
-def test_tokenizer_classes_that_cannot_be_loaded_are_replaced(name: str, model: dict[str, Any], expected: str) -> None:
+def test_the_tokenizer_class_follows_from_the_vocabulary(
+    name: str | None, model: dict[str, Any], expected: str | None
+) -> None:
     corrected = correct_tokenizer({"tokenizer_class": name, "x": 1, "model_max_length": 10**30}, {"model": model}, 77)
-    assert corrected == {"tokenizer_class": expected, "x": 1, "model_max_length": 77}
+    assert (corrected["tokenizer_class"], corrected["x"]) == (expected or name, 1)
+    assert corrected["model_max_length"] == 77
 
 
 def test_a_damaged_tokenizer_config_is_named(tmp_path: Path) -> None:
@@ -162,25 +165,35 @@ def test_genai_stops_at_the_written_length(tmp_path: Path) -> None:
     assert len(Genai(folder).greedy(PROMPTS[:1], CONTEXT - 6)[0]) == CONTEXT - 6
 
 
-@pytest.mark.parametrize("kind", [byte_level, byte_fallback])
-@pytest.mark.parametrize("name", ["TokenizersBackend", "CohereTokenizerFast", "LlamaTokenizerFast"])
-def test_genai_tokenizes_as_the_tokenizers_library(tmp_path: Path, kind: type[Tokenizer], name: str) -> None:
-    tokenizer = kind()
-    write_tokenizer(tmp_path, tokenizer, tokenizer_class=name)
+def spaced() -> Tokenizer:
+    """BPE of the SentencePiece kind that merges over runs of spaces, without a space in front."""
+    tokenizer = byte_fallback()
+    model = json.loads(tokenizer.to_str())
+    for left, right in (("▁", "▁"), ("▁▁", "▁▁"), ("x", "▁")):
+        for piece in (left, right, left + right):
+            model["model"]["vocab"].setdefault(piece, len(model["model"]["vocab"]))
+        model["model"]["merges"].insert(0, [left, right])
+    model["decoder"]["decoders"].pop()
+    model["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    return Tokenizer.from_str(json.dumps(model))
+
+
+PAGE = [*SENTENCES, "x  = [1,   2]", "    indented\n\n  x  y", "trailing  "]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("kind", [byte_level, byte_fallback, spaced])
+@pytest.mark.parametrize("name", ["TokenizersBackend", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+def test_genai_tokenizes_as_the_tokenizers_library(
+    tmp_path: Path, kind: Callable[[], Tokenizer], name: str, begins: bool
+) -> None:
+    tokenizer = with_bos(kind()) if begins else kind()
+    write_tokenizer(tmp_path, tokenizer, tokenizer_class=name, add_bos_token=not begins)
     genai = Genai(make_artifact(tmp_path))
     loaded = genai.library.Tokenizer(genai.model)
-    for text in SENTENCES[:2]:
-        assert list(loaded.encode(text)) == tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def test_every_known_tokenizer_class_loads(tmp_path: Path) -> None:
-    unloaded = []
-    for name in sorted(TOKENIZER_CLASSES):
-        write_tokenizer(tmp_path / name, byte_level(), tokenizer_class=name)
-        genai = Genai(make_artifact(tmp_path / name))
-        if not len(genai.library.Tokenizer(genai.model).encode("hello")):
-            unloaded.append(name)
-    assert unloaded == []
+    loaded.update_options(add_special_tokens="true")
+    for text in PAGE if kind is not byte_fallback else PAGE[:3]:
+        assert list(loaded.encode(text)) == tokenizer.encode(text).ids, text
 
 
 def test_the_vocabulary_is_that_of_the_graph() -> None:

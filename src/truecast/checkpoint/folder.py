@@ -22,6 +22,7 @@ from truecast.checkpoint.safetensors_format import (
 )
 from truecast.checkpoint.schemes import resolve
 from truecast.checkpoint.tasks import MODULES_FILE
+from truecast.checkpoint.token_ids import without_stray_padding
 from truecast.errors import InputError
 
 CONFIG_NAME = "config.json"
@@ -59,7 +60,7 @@ def open_folder(folder: Path) -> Checkpoint:
     """
     if not any(folder.iterdir()):
         raise InputError(f"{folder} is empty; give a folder with config.json and {SINGLE_NAME}, or a GGUF file.")
-    config = read_config(folder / CONFIG_NAME)
+    config, strays = without_stray_padding(read_config(folder / CONFIG_NAME))
     named = config.get(WEIGHTS_KEY)
     tensors = read_folder_tensors(folder, named)
     if tensors is None:
@@ -73,7 +74,7 @@ def open_folder(folder: Path) -> Checkpoint:
         side_files(folder),
         quantization=resolved.quantization,
         ignored=resolved.ignored,
-        notices=resolved.notices,
+        notices=(*resolved.notices, *strays),
         cache_scales=resolved.cache_scales,
     )
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
-from truecast.artifact import Check, Manifest, sha256_of
+from truecast.artifact import MANIFEST_NAME, Check, Manifest, document_digest, sha256_of
 from truecast.checkpoint.model import Checkpoint
 from truecast.proof.held import load_graph
 from truecast.proof.tally import counted
 
 TIER = "files"
+FOR_PEOPLE = ("README", "LICENSE", "NOTICE")
 Progress = Callable[[str, int, int], None]
 
 
@@ -25,8 +28,12 @@ def data_files(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def files_check(folder: Path, manifest: Manifest, data: Sequence[str], report: Progress) -> Check:
-    """Whether every file of the artifact is there and as it was written; weights have hashes of their own."""
+    """Whether every file of the artifact is there and as it was written, and no other is; weights have own hashes."""
     faults = [f"{name} is missing" for name in data if not (folder / name).is_file()]
+    document = json.loads((folder / MANIFEST_NAME).read_bytes())
+    if document["certificate"].get("manifest_sha256") != document_digest(document):
+        faults.append(f"{MANIFEST_NAME} has changed")
+    faults += [f"{name} was added" for name in added_files(folder, {*manifest.files, *data})]
     for index, (name, digest) in enumerate(sorted(manifest.files.items())):
         path = folder / name
         if not path.is_file():
@@ -37,8 +44,15 @@ def files_check(folder: Path, manifest: Manifest, data: Sequence[str], report: P
     return counted(TIER, "files of the artifact", faults, "files", f"{len(manifest.files)} files")
 
 
+def added_files(folder: Path, known: Collection[str]) -> list[str]:
+    """Files of a folder that are none of the `known`; those that say something to people only do not count."""
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    shown = [path for path in paths if not any(part.startswith((".", *FOR_PEOPLE)) for part in path.parts)]
+    return [path.as_posix() for path in shown if path.as_posix() not in {*known, MANIFEST_NAME}]
+
+
 def source_check(manifest: Manifest, checkpoint: Checkpoint, report: Progress) -> Check:
-    """The checkpoint's tensor files against the hashes of when the artifact was made."""
+    """The checkpoint's files against the hashes of when the artifact was made: tensors, and what goes along."""
     files = checkpoint.file_names
     known = manifest.source.sha256
     faults = [f"{name} is not in {checkpoint.path}" for name in sorted(set(known) - set(files))]
@@ -48,4 +62,20 @@ def source_check(manifest: Manifest, checkpoint: Checkpoint, report: Progress) -
         if sha256_of(files[name]) != known[name]:
             faults.append(f"{name} has changed")
         report("check source", index + 1, len(both))
-    return counted(TIER, "files of the source", faults, "files", f"{len(known)} files")
+    faults += _side_faults(manifest, checkpoint)
+    return counted(
+        TIER, "files of the source", faults, "files", f"{len(known) + len(manifest.source.side_sha256)} files"
+    )
+
+
+def _side_faults(manifest: Manifest, checkpoint: Checkpoint) -> Iterator[str]:
+    """Tokenizer, configuration and the like that are not what they were."""
+    known = manifest.source.side_sha256
+    for name in sorted({*known, *checkpoint.side_files} if checkpoint.format == manifest.source.format else ()):
+        if name not in checkpoint.side_files:
+            yield f"{name} is not in {checkpoint.path}"
+        elif checkpoint.format == "safetensors":
+            if name not in known:
+                yield f"{name} was not there when the artifact was made"
+            elif hashlib.sha256(checkpoint.side_files[name]()).hexdigest() != known[name]:
+                yield f"{name} has changed"

@@ -36,6 +36,7 @@ from truecast.proof.reference import Reference
 from truecast.proof.repeating import repeat_check, repeat_faults
 from truecast.proof.sessions import RUN_ERRORS, declared, open_module, open_saved, open_twin
 from truecast.proof.shaken import shaken
+from truecast.proof.side_facts import side_checks
 from truecast.proof.static import kernel_check
 from truecast.proof.tally import Worst, broken, check
 from truecast.proof.weights import accounting_checks, hash_check, value_check
@@ -129,7 +130,8 @@ def prove_module(
             return _certificate(checks, [], {})
         noise = signal_to_noise(reference, weights, reference.sources) if case.is_quantized else {}
         run, notes = _run(case, source)
-    return _certificate([*checks, *run], notes, noise)
+        sides, said = side_checks(folder, checkpoint, manifest)
+    return _certificate([*checks, *sides, *run], [*notes, *said], noise)
 
 
 def _certificate(checks: Sequence[Check], notes: Sequence[str], noise: Noise) -> Certificate:

@@ -62,6 +62,7 @@ from truecast.proof.quality import Noise, likeness_check, original_logits, signa
 from truecast.proof.reference import Reference
 from truecast.proof.repeating import repeated_decoder
 from truecast.proof.sessions import open_decoder
+from truecast.proof.side_facts import side_checks
 from truecast.proof.static import graph_checks, kernel_check
 from truecast.proof.tables import table_checks
 from truecast.proof.tally import broken
@@ -182,11 +183,13 @@ def prove(
             return _certificate(checks, [], {})
         noise = {} if case.keeps_values else case.noise()
         checks += [likeness_check(noise)] if noise and case.is_library_made else []
+        sides, said = side_checks(folder, original or checkpoint, manifest)
+        checks += sides
         run, notes, failed = _run(case, _limits(case, checkpoint.config))
         checks += run
         if failed or faults:
             notes = [_located(case, failed, faults), *notes]
-    return _certificate(checks, notes, noise)
+    return _certificate(checks, [*notes, *said], noise)
 
 
 def _certificate(checks: list[Check], notes: Sequence[str], noise: Noise) -> Certificate:

@@ -1,7 +1,8 @@
 """Text to tokens and back, from the artifact's tokenizer.json.
 
-Encoding follows the file's post-processor, which is where beginning-of-sequence tokens are added. `TextStream` decodes
-token by token without ever giving out half a character.
+Encoding follows the file's post-processor, which is where beginning-of-sequence tokens are added; as in transformers 5,
+`add_bos_token` of tokenizer_config.json adds none. `TextStream` decodes token by token without ever giving out half a
+character.
 """
 
 from __future__ import annotations
@@ -28,14 +29,11 @@ class TextCodec:
     `special_tokens` maps a role (`bos_token`, `eos_token`, …) to the token's text.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, config: Mapping[str, Any], special_tokens: Mapping[str, str], chat: str | None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, special_tokens: Mapping[str, str], chat: str | None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer, self.special_tokens = tokenizer, special_tokens
         self._template = ChatTemplate(chat, special_tokens) if chat is not None else None
-        self._bos = _missing_bos(tokenizer, config, special_tokens)
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
@@ -50,7 +48,7 @@ class TextCodec:
             raise InputError(f"{path} cannot be read ({error}); copy it from the checkpoint again.") from error
         config = read_json(folder / CONFIG_FILE)
         special = special_tokens({**read_json(folder / MAP_FILE), **config})
-        return cls(tokenizer, config, special, chat_template(folder, config))
+        return cls(tokenizer, special, chat_template(folder, config))
 
     @property
     def has_chat_template(self) -> bool:
@@ -60,7 +58,7 @@ class TextCodec:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with the special tokens that the tokenizer puts around a text unless told not to."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return [self._bos, *ids] if self._bos is not None and add_special_tokens else ids
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; special tokens are left out unless told not to."""
@@ -141,11 +139,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object; copy it from the checkpoint again.")
     return content
-
-
-def _missing_bos(tokenizer: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> int | None:
-    """The token to put in front because the config asks for it and tokenizer.json has nothing that would add it."""
-    if tokenizer.post_processor is not None or not config.get("add_bos_token") or "bos_token" not in special:
-        return None
-    token: int | None = tokenizer.token_to_id(special["bos_token"])
-    return token

@@ -37,18 +37,10 @@ TYPES: Mapping[str, str] = {
 """transformers' model_type → onnxruntime-genai's, where its list of types has one that fits (src/models/model_type.h,
 class ModelType, and the library of 0.18.0)."""
 
-TOKENIZER_CLASSES = frozenset(
-    {
-        *("BaichuanTokenizer", "CLIPTokenizer", "CodeGenTokenizer", "CodeLlamaTokenizer"),
-        *("GPT2Tokenizer", "GPTNeoXTokenizer", "GemmaTokenizer", "InternLM2Tokenizer", "LlamaTokenizer"),
-        *("Phi3Tokenizer", "PreTrainedTokenizer", "Qwen2Tokenizer"),
-    }
-)
-"""Classes of byte-pair encodings that onnxruntime-extensions loads, without the ending "Fast" (seen). It knows
-`TokenizersBackend`, which transformers 5 writes, only since 0.18."""
-BYTE_LEVEL_CLASS, BYTE_FALLBACK_CLASS = "PreTrainedTokenizer", "GemmaTokenizer"
-"""Stand-ins for other classes whose tokenizer.json is byte-pair encoding: the second does not split at spaces, as
-SentencePiece does not (seen to give the same ids as the tokenizers library)."""
+BYTE_LEVEL_CLASS, SENTENCEPIECE_CLASS = "PreTrainedTokenizerFast", "GemmaTokenizer"
+"""The classes with which onnxruntime-extensions gives the ids of tokenizer.json, for each kind of byte-pair encoding.
+Every class but the second splits text at spaces, over which SentencePiece merges; `LlamaTokenizer` splits byte-level
+text by a pattern of its own; `TokenizersBackend`, which transformers 5 writes, is known only since 0.18. (Seen.)"""
 
 SAMPLING_KEYS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
@@ -77,7 +69,7 @@ def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any], graph
             "type": model_type(config),
             "vocab_size": graph.vocab_size,
             "context_length": length,
-            **special_ids(config, generation, graph.eos_token_ids),
+            **special_ids(config, generation, graph.eos_token_ids, graph.vocab_size),
             "decoder": _decoder(config, graph, graph.cache.layers),
         },
         "search": {
@@ -103,12 +95,15 @@ def context_length(config: Mapping[str, Any], graph: GraphInfo) -> int:
 
 
 def special_ids(
-    config: Mapping[str, Any], generation: Mapping[str, Any], graph_eos: Iterable[int]
+    config: Mapping[str, Any], generation: Mapping[str, Any], graph_eos: Iterable[int], rows: int
 ) -> dict[str, int | list[int]]:
-    """Beginning, end and padding token ids; the ends are those of all sources, since config.json often lacks some."""
-    ends = _unique([*graph_eos, *_ids(generation, "eos_token_id"), *_ids(config, "eos_token_id")])
-    begin = _unique([*_ids(generation, "bos_token_id"), *_ids(config, "bos_token_id")])
-    padding = _unique([*_ids(generation, "pad_token_id"), *_ids(config, "pad_token_id"), *ends])
+    """Beginning, end and padding token ids; the ends are those of all sources, since config.json often lacks some.
+
+    Ids that the vocabulary of `rows` tokens does not have are left out.
+    """
+    ends = _unique([*graph_eos, *_ids(generation, "eos_token_id"), *_ids(config, "eos_token_id")], rows)
+    begin = _unique([*_ids(generation, "bos_token_id"), *_ids(config, "bos_token_id")], rows)
+    padding = _unique([*_ids(generation, "pad_token_id"), *_ids(config, "pad_token_id"), *ends], rows)
     named: dict[str, int | list[int]] = {}
     if begin:
         named["bos_token_id"] = begin[0]
@@ -120,17 +115,27 @@ def special_ids(
 
 
 def correct_tokenizer(config: Mapping[str, Any], tokenizer: Mapping[str, Any], context: int) -> dict[str, Any]:
-    """tokenizer_config.json with a class that onnxruntime-extensions loads and a real `model_max_length`.
+    """tokenizer_config.json with which onnxruntime-extensions gives the ids of `tokenizer`, which is tokenizer.json.
 
-    `tokenizer` is the content of tokenizer.json. A class that is not known stays when the vocabulary is no byte-pair
-    encoding, because no other class would read it either.
+    The class follows from the kind of byte-pair encoding, and the tokens put around a text from the post-processor, as
+    in transformers; `model_max_length` becomes a real one. A vocabulary of another kind keeps its class: no other would
+    read it.
     """
     corrected = {**config, "model_max_length": context}
-    model = tokenizer.get("model", {})
-    known = str(config.get("tokenizer_class", "")).removesuffix("Fast") in TOKENIZER_CLASSES
-    if not known and model.get("type") == "BPE":
-        corrected["tokenizer_class"] = BYTE_FALLBACK_CLASS if model.get("byte_fallback") else BYTE_LEVEL_CLASS
+    model = tokenizer.get("model") or {}
+    if model.get("type") != "BPE":
+        return corrected
+    corrected["tokenizer_class"] = SENTENCEPIECE_CLASS if model.get("byte_fallback") else BYTE_LEVEL_CLASS
+    around = _single(tokenizer.get("post_processor") or {})
+    corrected["add_bos_token"] = bool(around) and "SpecialToken" in around[0]
+    corrected["add_eos_token"] = bool(around) and "SpecialToken" in around[-1]
     return corrected
+
+
+def _single(processor: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The parts of one text by a post-processor's template; none where there is no template."""
+    inner = [_single(part) for part in processor.get("processors", ())]
+    return next(filter(None, inner), list(processor.get("single", ())))
 
 
 def _decoder(config: Mapping[str, Any], graph: GraphInfo, layers: int) -> dict[str, Any]:
@@ -177,8 +182,8 @@ def _ids(config: Mapping[str, Any], name: str) -> list[int]:
     return [value] if isinstance(value, int) else list(value or [])
 
 
-def _unique(values: Iterable[int]) -> list[int]:
-    return list(dict.fromkeys(values))
+def _unique(values: Iterable[int], rows: int) -> list[int]:
+    return [index for index in dict.fromkeys(values) if 0 <= index < rows]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -139,16 +139,14 @@ def _layer_types(facts: Facts, pattern: int, window: int | None = None) -> list[
 
     `window` stands for one that the file does not state.
     """
-    listed, window = (
-        facts.get("attention.sliding_window_pattern"),
-        facts.number("attention.sliding_window", window or 0),
-    )
+    listed = facts.get("attention.sliding_window_pattern")
+    windowed = facts.number("attention.sliding_window", window or 0)
     if isinstance(listed, np.ndarray) and len(listed) == facts.layers:
         slides = [bool(value) for value in listed]
     else:
         every = listed if isinstance(listed, int) and listed > 0 else pattern
         slides = [bool(layer % every) for layer in range(1, facts.layers + 1)]
-    return ["sliding_attention" if window and slide else "full_attention" for slide in slides]
+    return ["sliding_attention" if windowed and slide else "full_attention" for slide in slides]
 
 
 def _phi2(facts: Facts) -> dict[str, Any]:
