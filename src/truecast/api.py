@@ -127,6 +127,7 @@ def export(
     verify: bool = True,
     force: bool = False,
     trust_remote_code: bool = False,
+    adapter: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Casts a checkpoint or a module into the folder `out` and proves it.
@@ -163,6 +164,7 @@ def export(
         verify: whether to prove the result; without, the certificate says `unproven`.
         force: whether an artifact at `out` may be replaced.
         trust_remote_code: whether code that comes with the checkpoint may run.
+        adapter: a folder of peft's with a LoRA adapter, which is added to the weights.
         progress: called with stage, done and total.
 
     Raises:
@@ -191,6 +193,7 @@ def export(
         optimization=optimization,
         save_optimized=save_optimized,
         clean_up=clean_up,
+        adapter=None if adapter is None else Path(adapter),
     )
     if not without_cache:
         assert place is not None
@@ -206,6 +209,7 @@ def export(
         example_inputs,
         dynamic,
         trust_remote_code,
+        request.adapter,
     )
     return Artifact(export_module(named, out, request, verify=verify, force=force, progress=progress), provider)
 

@@ -38,10 +38,14 @@ class _Record(BaseModel):
 
 
 class Source(_Record):
-    """The checkpoint an artifact was made from; `sha256` maps each of its tensor files' names to a digest."""
+    """The checkpoint an artifact was made from; `sha256` maps each of its tensor files' names to a digest.
+
+    `adapter` is the folder of the adapter that was added to its weights, if one was.
+    """
 
     path: str
     format: str
+    adapter: str | None = None
     sha256: dict[str, str] = Field(default_factory=dict)
     side_sha256: dict[str, str] = Field(default_factory=dict)
     """The same of the files that went along: tokenizer, configuration, chat template."""

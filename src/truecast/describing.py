@@ -116,11 +116,13 @@ def with_entries(manifest: Manifest, entries: Mapping[str, str]) -> Manifest:
 def source_of(checkpoint: Checkpoint, hashes: dict[str, str]) -> Source:
     """Where an artifact came from."""
     # Links are not followed: the hashes are under the names of the files as given.
+    adapter = None if checkpoint.adapter is None else str(checkpoint.adapter.path.absolute())
     # Those of GGUF files are made from the metadata, which the file's own hash covers.
     sides = checkpoint.side_files if checkpoint.format == "safetensors" else {}
     return Source(
         path=str(checkpoint.path.absolute()),
         format=checkpoint.format,
+        adapter=adapter,
         sha256=hashes,
         side_sha256={name: hashlib.sha256(content()).hexdigest() for name, content in sides.items()},
     )

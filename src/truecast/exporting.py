@@ -80,7 +80,7 @@ def export(
     request.check()
     require_free(out, force)
     require_apart(out, (source, *request.paths))
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, request.adapter)
     used = request.method in CALIBRATED or request.cache_bits is not None
     if request.calibration is not None and not verify and not used:
         raise InputError(
@@ -182,11 +182,12 @@ def _cast(
         packer = _bind(trace, sources, request, target)
         if request.cache_bits is not None:  # before the weights are written
             cached_attention(trace.model)
-        ignored = {**checkpoint.ignored, **sources.unused()}
+        fitted = sources.checkpoint
+        ignored = {**fitted.ignored, **sources.unused()}
         weights = write(trace.model, packer, folder, request, report)
     ir.save(trace.model, folder / GRAPH_NAME)
     info = decoder_info(asked, trace)
-    manifest = described(checkpoint, target, request, info, weights, ignored, hashes.result())
+    manifest = described(fitted, target, request, info, weights, ignored, hashes.result())
     manifest = with_entries(with_decoded(manifest, packer.decoded), packer.session_entries)
     write_side_files(asked, target, manifest.graph, folder)
     if request.cache_bits is not None:

@@ -187,6 +187,7 @@ def _write(
     trace = trace_torchscript(author, request.opset or LATEST) if recorded else trace_module(author, operators)
     report("trace", 1, 1)
     beyond = OTHER_TASK if author.is_pretrained and source.task is not None else None
+    checkpoint = trace.merge(checkpoint)
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename, beyond, partial=True)
     dropped = _drop_untrained(trace, sources) if author.task in (FEATURES, SENTENCES) else []
     packer = _bind(trace, sources, request, dialect_name, seen)

@@ -43,7 +43,8 @@ class Request:
 
     `method` makes the codes of int8 and int4; `keep` are rules, PATTERN=PRECISION (`rules`); `calibration` is a file of
     text (`calibration.texts`); `kv_cache` is what keys and values are kept as; `opset` None is the dialect's own;
-    `clean_up` is the library that rewrites the finished graph (`trace.cleaners`).
+    `clean_up` is the library that rewrites the finished graph (`trace.cleaners`); `adapter` is the folder of an adapter
+    that is added to the weights.
     """
 
     target: str = "onnxruntime"
@@ -63,6 +64,7 @@ class Request:
     calibration_method: str = "minmax"
     save_optimized: bool = False
     clean_up: str = NONE
+    adapter: Path | None = None
 
     def check(self) -> None:
         """Raises InputError for a value that no export can take."""
@@ -77,6 +79,10 @@ class Request:
             _one_of("precision of decoders", rule.precision, PRECISIONS)
         self._check_codes()
         self._check_cache()
+        if self.adapter is not None and self.method in CALIBRATED:
+            raise InputError(
+                f"--method {self.method} quantizes the base without its adapter; add the adapter to it with peft first."
+            )
         for name in MODULE_OPTIONS:
             if getattr(self, name) != getattr(Request, name):
                 option = name.replace("_", "-")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from truecast.checkpoint.adapters import ADAPTER_CONFIG, read_settings
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.pickles import PICKLE_SUFFIXES, refuse_pickle
 from truecast.checkpoint.safetensors_format import (
@@ -19,6 +20,7 @@ from truecast.checkpoint.safetensors_format import (
     SUFFIX,
     read_folder_tensors,
     read_metadata,
+    weights_file,
 )
 from truecast.checkpoint.schemes import resolve
 from truecast.checkpoint.tasks import MODULES_FILE
@@ -60,6 +62,8 @@ def open_folder(folder: Path) -> Checkpoint:
     """
     if not any(folder.iterdir()):
         raise InputError(f"{folder} is empty; give a folder with config.json and {SINGLE_NAME}, or a GGUF file.")
+    if (folder / ADAPTER_CONFIG).is_file() and weights_file(folder) is None and not (folder / CONFIG_NAME).is_file():
+        raise _adapter_alone(folder)
     config, strays = without_stray_padding(read_config(folder / CONFIG_NAME))
     named = config.get(WEIGHTS_KEY)
     tensors = read_folder_tensors(folder, named)
@@ -124,8 +128,8 @@ def _no_tensors(folder: Path) -> InputError:
     pickle = next((file for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES), None)
     if pickle is not None:
         return refuse_pickle(folder, pickle.name)
-    if (folder / "adapter_config.json").is_file():
-        return InputError(f"{folder} is an adapter without its base model; merge it into the base model first.")
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _adapter_alone(folder)
     others = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
     if others:
         return InputError(
@@ -133,6 +137,14 @@ def _no_tensors(folder: Path) -> InputError:
             f'in {others[0]}; if they are, add "{WEIGHTS_KEY}": "{others[0]}" to it.'
         )
     return InputError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}; download the model's tensors into it.")
+
+
+def _adapter_alone(folder: Path) -> InputError:
+    base = read_settings(folder).get("base_model_name_or_path")
+    named = f" ({base})" if base else ""
+    return InputError(
+        f"{folder} is an adapter without its base model; give the folder of the base{named}, with --adapter {folder}."
+    )
 
 
 def side_files(folder: Path) -> dict[str, Callable[[], bytes]]:

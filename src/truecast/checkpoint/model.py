@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from truecast.checkpoint.adapters import Adapter
     from truecast.checkpoint.encoding import Encoding
 
 Array = NDArray[Any]
@@ -100,7 +101,7 @@ class Checkpoint:
     that returns its bytes, so nothing is made before it is asked for. `quantization` names the library that quantized
     the weights, None for floats. `ignored` maps tensors of the files that no weight needs to the reason, and `notices`
     are sentences that the user should read. `cache_scales` are those of the ignored tensors that scale a quantized
-    key/value cache, by their names.
+    key/value cache, by their names. `adapter` is what is still to be added to the tensors.
     """
 
     path: Path
@@ -112,17 +113,23 @@ class Checkpoint:
     ignored: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     cache_scales: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
+    adapter: Adapter | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that hold the tensors, sorted; none for a module in memory."""
+        """The files that hold the tensors, and those of the adapter, sorted; none for a module in memory."""
         if self.format == "module":
             return ()
         stored = [part for tensor in self.tensors.values() for part in (tensor.parts or (tensor,))]
-        return tuple(sorted({part.location.path for part in stored}))
+        adapter = () if self.adapter is None else self.adapter.files
+        return tuple(sorted({*adapter, *(part.location.path for part in stored)}))
 
     @property
     def file_names(self) -> dict[str, Path]:
-        """Those files by their names within the checkpoint's folder."""
+        """Those files by their names within the checkpoint's folder; `adapter: NAME` for an adapter from elsewhere."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        return {path.relative_to(folder).as_posix(): path for path in self.files}
+        foreign = self.adapter.files if self.adapter is not None and self.adapter.path != self.path else ()
+        return {
+            f"adapter: {path.name}" if path in foreign else path.relative_to(folder).as_posix(): path
+            for path in self.files
+        }

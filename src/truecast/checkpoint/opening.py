@@ -6,8 +6,10 @@ Data flow: path → kind of path (GGUF file, Hugging Face folder, something refu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from truecast.checkpoint.adapters import ADAPTER_CONFIG, open_adapter
 from truecast.checkpoint.folder import open_folder
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.pickles import PICKLE_SUFFIXES, refuse_pickle
@@ -17,19 +19,41 @@ from truecast.errors import InputError
 GGUF_MAGIC = b"GGUF"
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: Path | str, adapter: Path | str | None = None) -> Checkpoint:
     """Open the checkpoint at `path`: a Hugging Face folder, a GGUF file, or a folder that holds one GGUF model.
 
-    Reads headers and metadata only; tensors are read when asked for.
+    Reads headers and metadata only; tensors are read when asked for. `adapter` is the folder of an adapter that belongs
+    to it; one that lies in the checkpoint's own folder does, too, as it does for transformers.
 
     Raises:
-        InputError: the path is missing, unreadable, of an unknown format, truncated or corrupt.
+        InputError: a path is missing, unreadable, of an unknown format, truncated or corrupt.
     """
     path = Path(path).expanduser()
     try:
-        return _open(path)
+        checkpoint = _open(path)
+        place = adapter_of(path, adapter)
+        return checkpoint if place is None else replace(checkpoint, adapter=open_adapter(place))
     except PermissionError as error:
         raise InputError(f"{error.filename or path} may not be read by this user; change its permissions.") from error
+
+
+def adapter_of(path: Path, asked: Path | str | None) -> Path | None:
+    """The adapter's folder: the one asked for, or the checkpoint's own where an adapter lies in it; else None.
+
+    Raises:
+        InputError: it is both, or the one asked for is no folder.
+    """
+    beside = path if (path / ADAPTER_CONFIG).is_file() else None
+    if asked is None:
+        return beside
+    place = Path(asked).expanduser()
+    if beside is not None and not (place.exists() and place.samefile(beside)):
+        raise InputError(
+            f"{path} has an adapter of its own; move its {ADAPTER_CONFIG} elsewhere to use --adapter {asked}."
+        )
+    if not place.is_dir():
+        raise InputError(f"--adapter {asked} is no folder; give the one that peft's save_pretrained() wrote.")
+    return beside or place
 
 
 def _open(path: Path) -> Checkpoint:

@@ -104,6 +104,16 @@ def reordered(matrix: StoredTensor, order: Callable[[Reader], Reader]) -> Stored
     return replace(matrix, reader=order(matrix.reader), encoding=encoding, verbatim=False)
 
 
+def rows_as(tensor: StoredTensor, name: str, start: int, stop: int) -> StoredTensor:
+    """Rows [start, stop) of a tensor as one of their own, encoded as it is."""
+
+    def shifted(read: Reader) -> Reader:
+        return lambda first, last: read(start + first, start + last)
+
+    parts = tensor.parts or (tensor,)
+    return replace(reordered(tensor, shifted), name=name, shape=(stop - start, *tensor.shape[1:]), parts=parts)
+
+
 def _encoding(encodings: Sequence[Encoding | None], counts: Sequence[int]) -> Encoding | None:
     """The encoding of all rows; None where they are not encoded alike."""
     known = [encoding for encoding in encodings if encoding is not None]

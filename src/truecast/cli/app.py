@@ -65,6 +65,7 @@ def export(
     force: given.Force = False,
     link_weights: given.LinkWeights = False,
     trust_remote_code: given.TrustRemoteCode = False,
+    adapter: given.Adapter = None,
     as_json: given.AsJson = False,
 ) -> int:
     """Casts a checkpoint and proves the result.
@@ -103,6 +104,7 @@ def export(
             verify=not no_verify,
             force=force,
             trust_remote_code=trust_remote_code,
+            adapter=adapter,
             progress=progress,
         )
     return show.exported(artifact, chosen, meter, as_json)

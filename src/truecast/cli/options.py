@@ -125,6 +125,10 @@ CalibrationMethod = Annotated[
     typer.Option(callback=_calibration_method, help="How int8-static finds ranges: minmax, entropy or percentile."),
 ]
 EveryCheck = Annotated[bool, typer.Option("--all", help="Print every check, not a summary by tier.")]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="A LoRA adapter of peft's, added to the weights.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 Target = Annotated[str, typer.Option(callback=_target, help="The runtime's contract: onnxruntime, genai or portable.")]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from truecast.artifact import MANIFEST_NAME, Check, Manifest, document_digest, sha256_of
 from truecast.checkpoint.model import Checkpoint
+from truecast.errors import InputError
 from truecast.proof.held import load_graph
 from truecast.proof.tally import counted
 
@@ -49,6 +50,21 @@ def added_files(folder: Path, known: Collection[str]) -> list[str]:
     paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     shown = [path for path in paths if not any(part.startswith((".", *FOR_PEOPLE)) for part in path.parts)]
     return [path.as_posix() for path in shown if path.as_posix() not in {*known, MANIFEST_NAME}]
+
+
+def named_adapter(folder: Path, manifest: Manifest) -> Path | None:
+    """The adapter that an artifact was made with, where it lay in a folder of its own.
+
+    Raises InputError when that folder is gone.
+    """
+    source = manifest.source
+    if source.adapter is None or source.adapter == source.path:
+        return None  # one beside the weights comes with them
+    if not Path(source.adapter).is_dir():
+        raise InputError(
+            f"{source.adapter}, whose adapter {folder} was made with, is gone; bring it back to that place."
+        )
+    return Path(source.adapter)
 
 
 def source_check(manifest: Manifest, checkpoint: Checkpoint, report: Progress) -> Check:

@@ -12,7 +12,7 @@ from truecast.checkpoint.memory import STATE, state_digest
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.measure.environment import environment
-from truecast.proof.files import TIER, data_files, files_check, source_check
+from truecast.proof.files import TIER, data_files, files_check, named_adapter, source_check
 from truecast.proof.modules import prove_module
 from truecast.proof.tally import counted
 from truecast.trace.opening import ModuleSource, open_author
@@ -62,7 +62,8 @@ def _named(folder: Path, manifest: Manifest, given: ModuleSource) -> ModuleSourc
             f"{path}, which {folder} was made from, is gone; pass the place of the original checkpoint with --against."
         )
     task = None if in_memory else manifest.task
-    return replace(given, path=path, factory=factory, task=task, dynamic=dynamic)
+    adapter = named_adapter(folder, manifest)
+    return replace(given, path=path, factory=factory, task=task, dynamic=dynamic, adapter=adapter)
 
 
 def _axes(info: TensorInfo, graph: GraphInfo) -> Iterator[tuple[int, str]]:

@@ -28,14 +28,13 @@ from truecast.proof.operators import Array
 from truecast.proof.table import Stack
 from truecast.runtime.processors import default_threads
 from truecast.trace.author import AuthorModule
+from truecast.trace.conversion import as_parameters, checkpoint_renamer
 from truecast.trace.experts import forms_of
 from truecast.trace.module import shared_names
 from truecast.trace.skeleton import (
     build_decoder,
-    checkpoint_renamer,
     fake_tensors,
     load_config,
-    merged,
     real_buffers,
     tied_names,
 )
@@ -71,7 +70,7 @@ class Reference:
             model = build_decoder(config, torch.float32, trust_remote_code, activation_scales(checkpoint))
         parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
         parameters |= {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        sources = Sources(merged(checkpoint, model), parameters, tied_names(model), checkpoint_renamer(model))
+        sources = Sources(as_parameters(checkpoint, model), parameters, tied_names(model), checkpoint_renamer(model))
         _make_real(model, persistent=set(model.state_dict()))
         return cls(model, sources, frozenset(_transposed(model)), _experts(model))
 
@@ -84,7 +83,8 @@ class Reference:
         if not author.is_pretrained:
             sources = Sources(checkpoint, parameters, shared_names(model), lambda name: name, partial=True)
         else:
-            sources = Sources(checkpoint, parameters, tied_names(model), checkpoint_renamer(model), partial=True)
+            fitted = as_parameters(checkpoint, model)
+            sources = Sources(fitted, parameters, tied_names(model), checkpoint_renamer(model), partial=True)
             _make_real(model, persistent=set(model.state_dict()))
         return cls(model, sources, frozenset(_transposed(model)))
 

@@ -11,7 +11,7 @@ from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.measure.environment import environment
-from truecast.proof.files import data_files, files_check, source_check
+from truecast.proof.files import data_files, files_check, named_adapter, source_check
 from truecast.proof.module_verifying import verify_module
 from truecast.proof.proving import prove
 from truecast.trace.opening import ModuleSource
@@ -55,11 +55,9 @@ def verify(
 
 
 def _source(folder: Path, manifest: Manifest, against: Path | str | None) -> Checkpoint:
-    if against is not None:
-        return open_checkpoint(against)
-    path = Path(manifest.source.path)
-    if not path.exists():
+    path = Path(manifest.source.path if against is None else against)
+    if against is None and not path.exists():
         raise InputError(
             f"{path}, which {folder} was made from, is gone; pass the place of the original checkpoint with --against."
         )
-    return open_checkpoint(path)
+    return open_checkpoint(path, named_adapter(folder, manifest))

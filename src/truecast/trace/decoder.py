@@ -27,6 +27,7 @@ from truecast.errors import InputError
 from truecast.trace.capture import capture, past_of
 from truecast.trace.cleanup import clean
 from truecast.trace.context import LeafMismatch, StepContext
+from truecast.trace.conversion import as_parameters, checkpoint_renamer
 from truecast.trace.experts import ExpertsSeam, experts_seam
 from truecast.trace.explaining import NOT_YET, explained, trouble
 from truecast.trace.layers import DOMAIN, UnlikeLayersError, find_layers, traced_once
@@ -36,9 +37,7 @@ from truecast.trace.rotary import functional_frequencies, rotary_seam
 from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, attention_seam
 from truecast.trace.skeleton import (
     build_decoder,
-    checkpoint_renamer,
     fake_tensors,
-    merged,
     real_buffers,
     tied_names,
 )
@@ -260,7 +259,7 @@ def _finish(
         embedding=f"{names[id(model.get_input_embeddings())]}.weight",
         head=f"{names[id(head)]}.weight" if head is not None else "",
         rename=checkpoint_renamer(model),
-        merge=partial(merged, model=model),
+        merge=partial(as_parameters, model=model),
         padding=step.padding,
         in_place=step.lowered,
         lowered=counts,

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -20,18 +21,21 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import PreTrainedModel
 
+from truecast.checkpoint.model import Checkpoint
 from truecast.dialects.model import Dialect
 from truecast.errors import InputError
 from truecast.trace.author import RELATED, UNBOUNDED, AuthorModule, Axis, InputSpec
 from truecast.trace.capture import forget_weights, name_ends, to_onnx
 from truecast.trace.cleanup import clean
+from truecast.trace.conversion import as_parameters, checkpoint_renamer
 from truecast.trace.explaining import explained
 from truecast.trace.leaves import lowered_leaves
 from truecast.trace.repeatable import require_function
 from truecast.trace.rotary import rotary_seam
-from truecast.trace.skeleton import checkpoint_renamer, real_buffers, tied_names
+from truecast.trace.skeleton import real_buffers, tied_names
 from truecast.trace.traced import Traced
 
+Given = TypeVar("Given")
 WRAPPER = "author."
 """Prefix of every parameter's name inside the traced module."""
 LEAST = 2
@@ -250,10 +254,12 @@ def traced(author: AuthorModule, graph: ir.Model, counts: Counter[str]) -> Modul
     buffers: dict[str, Tensor] = {name: module.get_buffer(name) for name in missing}
     tied = shared_names(module)
     rename: Callable[[str], str] = _same
+    merge: Callable[[Checkpoint], Checkpoint] = _same
     if author.is_pretrained:  # names and buffers are as transformers has them when it loads a checkpoint
         assert isinstance(module, PreTrainedModel)
         buffers = dict(real_buffers(module, missing))
         tied, rename = tied_names(module), checkpoint_renamer(module)
+        merge = partial(as_parameters, model=module)
     return ModuleTrace(
         model=graph,
         buffers=buffers,
@@ -262,6 +268,7 @@ def traced(author: AuthorModule, graph: ir.Model, counts: Counter[str]) -> Modul
         embedding=f"{names[id(embedding)]}.weight" if embedding is not None else "",
         head=f"{names[id(head)]}.weight" if head is not None else "",
         rename=rename,
+        merge=merge,
         lowered=counts,
         axes=author.axes,
     )
@@ -276,8 +283,8 @@ def _require_no_float64(author: AuthorModule, graph: ir.Graph) -> None:
         )
 
 
-def _same(name: str) -> str:
-    return name
+def _same(given: Given) -> Given:
+    return given
 
 
 def _tables(module: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:

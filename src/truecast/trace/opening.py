@@ -39,6 +39,7 @@ class ModuleSource:
 
     `path` is a folder, or what a factory is called with; `module` is one in memory. `factory`, "package.file:name" or
     "FILE.py:name", takes the path and gives a module, or (module, example inputs), or these and the free axes.
+    `adapter` is the folder of an adapter that belongs to the folder at `path`.
     """
 
     path: Path | None = None
@@ -48,6 +49,7 @@ class ModuleSource:
     example_inputs: Any = None
     dynamic: Dynamic | None = None
     trust_remote_code: bool = False
+    adapter: Path | None = None
 
 
 def open_author(
@@ -58,6 +60,8 @@ def open_author(
     The module of a Hugging Face folder is made of fake tensors (`AuthorModule.mode` is then set), or, without `fake`,
     of real ones with random values; others are whole.
     """
+    if source.adapter is not None and (source.module is not None or source.factory is not None):
+        raise InputError("--adapter is for a Hugging Face folder; add the adapter to a module of your own yourself.")
     if source.module is not None:
         if source.example_inputs is None:
             raise InputError("A module needs example_inputs: one tensor for every input of its forward().")
@@ -69,7 +73,7 @@ def open_author(
         files = side_files(folder) if folder else {}
         asked = replace(source, dynamic=source.dynamic or dynamic)
         return _real(asked, made, examples if source.example_inputs is None else source.example_inputs, files, dtype)
-    checkpoint = open_checkpoint(source.path)
+    checkpoint = open_checkpoint(source.path, source.adapter)
     task = chosen_task(checkpoint, source.task)
     with fake_tensors() if fake else nullcontext() as mode:
         author = author_of(checkpoint, task, dtype, source.trust_remote_code)

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    Concatenate,
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
 from transformers.initialization import no_init_weights
 
 from truecast.checkpoint.divisions import SCALES
 from truecast.checkpoint.model import Checkpoint, StoredTensor
 from truecast.checkpoint.schemes import CONFIG_KEYS
-from truecast.checkpoint.stacks import stack
 from truecast.checkpoint.tasks import GENERATION
 from truecast.errors import InputError
+from truecast.trace.conversion import checkpoint_renamer
 from truecast.trace.divided import divide_activations
 from truecast.trace.explaining import CHECK_CONFIG, explained
 
@@ -174,71 +164,3 @@ def tied_names(model: PreTrainedModel) -> dict[str, str]:
     """Parameters that share another one's weight: name → name of the weight the checkpoint stores."""
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
     return dict(tied)
-
-
-def checkpoint_renamer(model: PreTrainedModel, more: Iterable[str] = ()) -> Callable[[str], str]:
-    """From a checkpoint's name of a tensor to the model's, by transformers' own tables of renamed modules.
-
-    `more` are names that the model may have beside those it has.
-    """
-    known = {**dict.fromkeys(more, True), **model.state_dict()}
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-
-    def rename(name: str) -> str:
-        renamed, _ = rename_source_key(name, renamings, [], model.base_model_prefix, known)
-        return name if name in known else renamed
-
-    return rename
-
-
-def merged(checkpoint: Checkpoint, model: PreTrainedModel) -> Checkpoint:
-    """The checkpoint under the names of parameters that transformers makes of several tensors: stacks of experts.
-
-    Nothing is read: a stack reads the rows it is asked for. Raises InputError where transformers would do something
-    else than stack matrices, or a matrix of a stack is missing.
-    """
-    if not isinstance(model, PreTrainedModel):
-        return checkpoint
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    if not converters:
-        return checkpoint
-    known = model.state_dict()
-    found: dict[str, dict[str, list[str]]] = {}
-    for name in sorted(checkpoint.tensors, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
-        if pattern is not None and name not in known and target in known:
-            found.setdefault(target, {}).setdefault(pattern, []).append(name)
-    tensors = dict(checkpoint.tensors)
-    for target, parts in found.items():
-        rows = _in_order(target, parts, converters, checkpoint)
-        members = [[tensors.pop(name) for name in row] for row in rows]
-        tensors[target] = stack(target, members)
-    return replace(checkpoint, tensors=tensors)
-
-
-def _in_order(
-    target: str, parts: Mapping[str, list[str]], converters: list[WeightConverter], checkpoint: Checkpoint
-) -> list[tuple[str, ...]]:
-    """The names of a stack's matrices: one row for each expert, in the order of transformers' converter."""
-    converter = next(c for c in converters if set(parts) <= set(c.source_patterns))
-    shape = [(type(operation), operation.dim) for operation in converter.operations if hasattr(operation, "dim")]
-    if shape not in STACKINGS or len(shape) != len(converter.operations):
-        said = ", ".join(map(str, converter.operations))
-        raise InputError(
-            f"{target} is made of {len(parts)} kinds of tensors of {checkpoint.path} by {said}, which cannot be done "
-            "row by row; save the model again with save_pretrained(save_original_format=False)."
-        )
-    lists = [parts.get(pattern, []) for pattern in converter.source_patterns]
-    if len({len(names) for names in lists}) > 1:
-        counted = ", ".join(f"{len(names)} of {pattern}" for pattern, names in zip(converter.source_patterns, lists))  # noqa: B905
-        raise InputError(
-            f"{checkpoint.path} has {counted} for {target}; the checkpoint is incomplete, download or save it again."
-        )
-    return list(zip(*lists, strict=True))
-
-
-STACKINGS = ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
-"""What transformers does to tensors where a parameter is a stack of matrices: [experts, rows of one or two, width]."""

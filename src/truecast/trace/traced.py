@@ -19,8 +19,8 @@ class Traced:
     `model`: the graph; its initializers are named after the module's parameters and buffers and hold no data, apart
     from `buffers`. `parameters` are all of the module's, with their shapes. `tied` maps a parameter to the one that the
     checkpoint stores in its place. `embedding` and `head` name the token embedding's and the head's weight, or are
-    empty. `rename` gives the module's name of a checkpoint's tensor, `merge` the checkpoint with those tensors
-    merged that are one parameter of the module.
+    empty. `rename` gives the module's name of a checkpoint's tensor, `merge` the checkpoint with a tensor
+    for every parameter of the module that it holds (`conversion`).
     """
 
     model: ir.Model

@@ -142,7 +142,7 @@ class Packer:
 
     def _form(self, weight: str, transposed: bool = False) -> Form:
         tensor = self.sources[weight]
-        if transposed and tensor.parts:  # a library stores [out, in], whatever the module holds
+        if transposed and tensor.is_quantized:  # a library stores [out, in], whatever the module holds
             raise InputError(
                 f"{tensor.name} in {tensor.location.path} is quantized, and its module holds weights as [in, out]; "
                 "such a model can only be cast from floats."

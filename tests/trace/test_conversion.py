@@ -15,7 +15,7 @@ from tests.tiny import stored_model, tiny_checkpoint
 from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.errors import InputError
 from truecast.trace import skeleton
-from truecast.trace.skeleton import merged
+from truecast.trace.conversion import as_parameters
 
 EXPERT = "model.layers.1.mlp.experts.2.gate_proj.weight"
 
@@ -36,7 +36,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, PreTrain
 
 def test_every_parameter_is_as_transformers_loads_it(loaded: tuple[Checkpoint, PreTrainedModel]) -> None:
     checkpoint, model = loaded
-    whole = merged(checkpoint, model)
+    whole = as_parameters(checkpoint, model)
     stacks = {name: tensor for name, tensor in whole.tensors.items() if tensor.matrices is not None}
     assert len(stacks) == 4
     for name, tensor in stacks.items():
@@ -49,7 +49,7 @@ def test_a_missing_matrix_is_refused(qwen: tuple[Checkpoint, PreTrainedModel]) -
     checkpoint, model = qwen
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != EXPERT}
     with pytest.raises(InputError, match=r"has 3 of .*gate_proj.* 4 of .*up_proj.* incomplete"):
-        merged(replace(checkpoint, tensors=tensors), model)
+        as_parameters(replace(checkpoint, tensors=tensors), model)
 
 
 def test_another_way_of_merging_is_refused(
@@ -59,10 +59,10 @@ def test_another_way_of_merging_is_refused(
     other = WeightConverter(["mlp.experts.*.gate_proj.weight"], "mlp.experts.gate_up_proj", [Chunk(0)])
     monkeypatch.setattr(skeleton, "get_model_conversion_mapping", lambda model: [other])
     with pytest.raises(InputError, match="cannot be done row by row"):
-        merged(checkpoint, model)
+        as_parameters(checkpoint, model)
 
 
 def test_a_model_without_stacks_is_left_alone(tmp_path: Path) -> None:
     folder = tiny_checkpoint(BY_NAME["llama"], tmp_path)
     checkpoint = open_checkpoint(folder)
-    assert merged(checkpoint, stored_model(folder)).tensors == checkpoint.tensors
+    assert as_parameters(checkpoint, stored_model(folder)).tensors == checkpoint.tensors
