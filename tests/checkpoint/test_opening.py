@@ -139,7 +139,7 @@ def test_numbers_that_json_lacks_are_read_and_written_as_transformers_does(tmp_p
 
 
 def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(InputError, match="adapter without its base model"):
         open_checkpoint(folder(tmp_path, tensors=False))
 

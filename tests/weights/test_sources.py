@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.weights.stored import FILE, random, sources, stored
+from tests.encodings import make_affine
+from tests.weights.stored import FILE, encoded, random, sources, stored
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.weights.sources import Sources, finite_rows
@@ -56,6 +57,20 @@ def test_a_tied_tensor_may_be_stored_under_the_other_name_only() -> None:
     assert found.unused() == {}
 
 
+def test_a_copy_of_a_tied_tensor_may_have_codes_of_its_own() -> None:
+    codes = [make_affine(seed, 4, 32, (6, 64), zero="groups").encoding for seed in (0, 0, 1)]
+    embed, same, other = (
+        encoded(name, code, (6, 64)) for name, code in zip(("embed", "head", "head"), codes, strict=True)
+    )
+    found = sources({"embed": embed, "head": same}, {"head": "embed"})
+    assert found["head"] is embed
+    assert found.unused() == {"head": "tied to embed"}
+    found = sources({"embed": embed, "head": other}, {"head": "embed"})
+    found["head"]
+    with pytest.raises(InputError, match=r"head in .* is not embed, to which"):
+        found.unused()
+
+
 def test_a_copy_of_a_tied_tensor_is_ignored_with_the_reason() -> None:
     found = sources({"embed": random(2, 3), "head": random(2, 3)}, {"head": "embed"})
     found["head"]
@@ -64,7 +79,10 @@ def test_a_copy_of_a_tied_tensor_is_ignored_with_the_reason() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["model.layers.0.self_attn.rotary_emb.inv_freq", "rotary_emb.cos_cached", "h.0.attn.bias", "h.1.attn.masked_bias"],
+    [
+        *("model.layers.0.self_attn.rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_pos_emb.inv_freq"),
+        *("h.0.attn.bias", "h.1.attn.masked_bias", "v_head.summary.weight"),
+    ],
 )
 def test_what_old_libraries_saved_beside_the_weights_is_ignored_with_a_reason(name: str) -> None:
     assert name in sources({name: random(2)}).unused()

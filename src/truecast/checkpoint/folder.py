@@ -25,6 +25,7 @@ from truecast.checkpoint.safetensors_format import (
 from truecast.checkpoint.schemes import resolve
 from truecast.checkpoint.tasks import MODULES_FILE
 from truecast.checkpoint.token_ids import without_stray_padding
+from truecast.checkpoint.wrappers import unwrapped
 from truecast.errors import InputError
 
 CONFIG_NAME = "config.json"
@@ -69,6 +70,7 @@ def open_folder(folder: Path) -> Checkpoint:
     tensors = read_folder_tensors(folder, named)
     if tensors is None:
         raise _no_tensors(folder)
+    tensors, unwrapping = unwrapped(tensors)
     resolved = resolve(folder, config, tensors, read_metadata(folder, named))
     return Checkpoint(
         folder,
@@ -78,7 +80,7 @@ def open_folder(folder: Path) -> Checkpoint:
         side_files(folder),
         quantization=resolved.quantization,
         ignored=resolved.ignored,
-        notices=(*resolved.notices, *strays),
+        notices=(*unwrapping, *resolved.notices, *strays),
         cache_scales=resolved.cache_scales,
     )
 

@@ -33,12 +33,16 @@ from truecast.checkpoint.model import Array, Checkpoint, StoredTensor
 from truecast.checkpoint.stacks import rows_as, stack
 from truecast.errors import InputError
 from truecast.trace.adapting import with_adapter
+from truecast.trace.experts import forms_of, modules_of_experts
 
 STACKINGS = ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
 """What transformers does to tensors where a parameter is a stack of matrices: [experts, rows of one or two, width]."""
 DECLARED = "{} declares that it does not need it"
 FURTHER = "it is of a layer that predicts further tokens, behind the {} layers of the model"
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+EXPERT = re.compile(r"\.experts\.\d+\.")
+LINEARS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+"""What authors call the linear layers of one expert."""
 NEXT_LAYERS = "num_nextn_predict_layers"
 """How config.json calls the number of layers, behind the others, that predict further tokens."""
 
@@ -116,6 +120,8 @@ def _groups(checkpoint: Checkpoint, model: PreTrainedModel) -> list[_Group]:
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    if not converters and any(EXPERT.search(name) for name in checkpoint.tensors):
+        converters = list(_experts_one_by_one(model))
     owner = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     known = model.state_dict()
     groups: dict[str, _Group] = {}
@@ -126,6 +132,24 @@ def _groups(checkpoint: Checkpoint, model: PreTrainedModel) -> list[_Group]:
             group = groups.setdefault(target, _Group(target, owner[pattern]))
             group.names.setdefault(pattern, []).append(name)
     return list(groups.values())
+
+
+def _experts_one_by_one(model: PreTrainedModel) -> Iterator[WeightConverter]:
+    """How quantizers store experts that the author has in one parameter, where transformers has no conversion.
+
+    They split it into the linear layers of each expert, by the names that most authors have for them. It is certain
+    what these are where the experts hold [out, in] and all rows of the gate come first.
+    """
+    modules = modules_of_experts(model)
+    if not modules:
+        return
+    for form in set(forms_of(model).values()):
+        if form.transposed or form.gate is None or form.gate.activation != "swiglu" or form.gate.interleaved:
+            continue
+        for gate, up, down in LINEARS:
+            sources = [f".experts.*.{name}.weight" for name in (gate, up)]
+            yield WeightConverter(sources, f".experts.{form.up}", [MergeModulelist(0), Concatenate(1)])
+            yield WeightConverter(f".experts.*.{down}.weight", f".experts.{form.down}", [MergeModulelist(0)])
 
 
 def _made(group: _Group, checkpoint: Checkpoint, latest: _Latest) -> dict[str, StoredTensor]:

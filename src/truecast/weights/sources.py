@@ -10,10 +10,15 @@ import ml_dtypes
 import numpy as np
 
 from truecast.checkpoint.model import Array, Checkpoint, StoredTensor
+from truecast.checkpoint.wrappers import VALUE_HEAD
 from truecast.errors import InputError
 
 NEVER_PARAMETERS = (
-    (re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$"), "a rotary table, made anew from config.json"),
+    (
+        re.compile(r"(^|\.)rotary_(pos_)?emb(eddings?)?\.((original_)?inv_freq|cos_cached|sin_cached)$"),
+        "a rotary table, made anew from config.json",
+    ),
+    (VALUE_HEAD, "a value head of reinforcement learning, which no output depends on"),
     (re.compile(r"\.attn\.(bias|masked_bias)$|\.attention\.(bias|masked_bias)$"), "a causal mask kept as a buffer"),
     (re.compile(r"(^|\.)embeddings\.position_ids$"), "the numbers of the positions, made anew"),
 )
@@ -121,8 +126,8 @@ class Sources:
 
 
 def _same(left: StoredTensor, right: StoredTensor) -> bool:
-    """Whether two tensors hold the same values; codes of a weight's own are never taken for a copy."""
-    if left.shape != right.shape or left.encoding is not right.encoding:
+    """Whether two tensors hold the same values, as floats or decoded."""
+    if left.shape != right.shape:
         return False
     step = max(1, COMPARED_AT_ONCE // max(1, left.size // max(1, left.shape[0])))
     starts = range(0, left.shape[0], step)

@@ -272,7 +272,6 @@ REFUSED: dict[str, tuple[dict[str, Array | None], dict[str, Any], Any, str]] = {
     "old Marlin": ({}, {"is_marlin_format": True}, {}, "Marlin"),
     "a newer format": ({}, {"checkpoint_format": "gptq_v3"}, {}, "gptq, gptq_v2, gptq_p"),
     "rotated": ({}, {"rotation": "hadamard"}, {}, "Hadamard"),
-    "an embedding": ({}, {}, HIDDEN, "groups along the vocabulary"),
 }
 
 
@@ -283,6 +282,21 @@ def test_what_cannot_be_right_is_refused(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         module(tmp_path, stored | changes, model, **{"group_size": 32, "sym": False, **stated})
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "transformer.wte", "gpt_neox.embed_in", "bert.word_embeddings"])
+def test_an_embedding_is_refused(name: str, tmp_path: Path) -> None:
+    stored = {key.replace("p.", f"{name}.", 1): part for key, part in parts(32, 64, 32, 4)[0].items()}
+    folder = save(tmp_path, stored, {"quant_method": "gptq", "group_size": 32, "sym": False}, model=HIDDEN)
+    with pytest.raises(InputError, match="groups along the vocabulary"):
+        opened(folder, SCHEME)
+
+
+def test_a_projection_as_wide_as_the_vocabulary_is_long_is_none(tmp_path: Path) -> None:
+    stored, values = parts(32, 64, 32, 4)
+    read = module(tmp_path, stored, HIDDEN, group_size=32, sym=False).read()
+    np.testing.assert_array_equal(read, module(tmp_path, stored, group_size=32, sym=False).read())
+    assert read.shape == values.shape
 
 
 def test_a_marlin_file_of_autogptq_is_refused(tmp_path: Path) -> None:

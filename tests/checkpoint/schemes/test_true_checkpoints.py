@@ -28,6 +28,7 @@ LIBRARIES = {
     "gptqmodel": "GPTQ",
     "gptqmodel-awq": "AWQ",
     "hqq": "HQQ",
+    "mlx": "MLX",
     "quark": "Quark",
     "torchao": "torchao",
 }
@@ -54,9 +55,10 @@ STORED_AS = {
     "gptqmodel-dynamic-head": "GPTQ 4-bit, group 32",
     "gptqmodel-positive": "GPTQ 4-bit, group 32",
     "gptqmodel-positive-3bit": "GPTQ 3-bit, group 32",
+    "mlx": "MLX affine 3-bit, group 64",
 }
 """The words for the storage of `PROJECTION`, or of the one weight that a folder holds."""
-PROJECTION = "model.layers.1.self_attn.q_proj.weight"
+PROJECTION, UP_PROJECTION = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"
 FOLDERS = sorted(path.parent.name for path in DATA.glob("*/oracle.json"))
 CASES = [(name, weight) for name in FOLDERS for weight in oracle(name)]
 ROUNDED = {"bitsandbytes-int8", "hqq-axis1-group16"}
@@ -87,7 +89,8 @@ def test_exactly_the_weights_that_the_library_quantized_are_read_as_its_own(name
 @pytest.mark.parametrize("name", STORED_AS)
 def test_the_user_is_told_how_a_weight_is_stored(name: str) -> None:
     tensors = checkpoint_of(name).tensors
-    assert tensors[PROJECTION if PROJECTION in tensors else "p.weight"].stored_as == STORED_AS[name]
+    place = next(place for place in (PROJECTION, UP_PROJECTION, "p.weight") if place in tensors)
+    assert tensors[place].stored_as == STORED_AS[name]
 
 
 @pytest.mark.parametrize("name", [name for name in DECIDED if name not in UNDECIDED])

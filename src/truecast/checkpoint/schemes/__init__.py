@@ -21,6 +21,7 @@ from truecast.checkpoint.schemes import (
     fp8,
     gptq,
     hqq,
+    mlx,
     modelopt,
     mxfp4,
     quark,
@@ -38,14 +39,15 @@ SCHEMES: tuple[Scheme, ...] = (
     fp8.SCHEME,
     gptq.SCHEME,
     hqq.SCHEME,
+    mlx.SCHEME,
     modelopt.SCHEME,
     mxfp4.SCHEME,
     quark.SCHEME,
     torchao.SCHEME,
 )
 
-CONFIG_KEYS = ("quantization_config", "compression_config")
-"""Where config.json says how the weights were quantized; the second is the older name."""
+CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
+"""Where config.json says how the weights were quantized; the second is the older name, the third is MLX's."""
 
 FILES_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files that say it where config.json does not, as AutoGPTQ and AutoAWQ first wrote them, and whose they are."""
@@ -69,6 +71,12 @@ def quantization_settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None
     """What config.json says of the quantization, or None."""
     found = (config.get(key) for key in CONFIG_KEYS)
     return next((value for value in found if isinstance(value, dict)), None)
+
+
+def method_of(stated: Mapping[str, Any]) -> str | None:
+    """Who quantized the weights; MLX says nothing but how."""
+    plain = {"group_size", "bits"} <= stated.keys()
+    return str(stated.get("quant_method") or "") or (mlx.METHOD if plain else None)
 
 
 def settings_beside(folder: Path) -> Mapping[str, Any] | None:
@@ -103,7 +111,7 @@ def resolve(
     """
     stated = quantization_settings(config) or settings_beside(folder)
     settings = Settings(folder, stated or {}, config, metadata)
-    method = str(settings.quantization.get("quant_method", "")) or None
+    method = method_of(settings.quantization)
     left, names = dict(tensors), list[str]()
     found: dict[str, StoredTensor] = {}
     ignored: dict[str, str] = {}
@@ -129,8 +137,9 @@ def _nothing_found(folder: Path, method: str | None, schemes: Sequence[Scheme]) 
     """The notice that no tensor is quantized as the configuration says; raises where its method is not known."""
     known = sorted({name for scheme in schemes for name in scheme.methods})
     if method not in known:
+        said = "does not say by what it is quantized" if method is None else f"is quantized by {method!r}"
         raise InputError(
-            f"{folder} is quantized by {method!r}, which is not known; known are {', '.join(known)}. "
+            f"{folder} {said}, which is not known; known are {', '.join(known)}. "
             "Give the float checkpoint it was made from."
         )
     return f"The configuration says that {method} quantized the model, but none of its tensors is quantized."

@@ -40,6 +40,8 @@ from truecast.checkpoint.schemes.words import (
 from truecast.errors import InputError
 
 GPTQ_PARTS = frozenset({"qweight", "qzeros", "scales", "g_idx"})
+EMBEDDING = re.compile(r"(^|\.)(wte|wpe|embd|\w*embed(ding|dings|_tokens|_in)?)$")
+"""How authors name tables of embeddings."""
 WIDTHS = frozenset({2, 3, 4, 8})
 """Widths of codes, in bits, that every writer stores as one stream."""
 
@@ -211,10 +213,12 @@ def fits(module: Module) -> bool:
 
 
 def _require_linear(module: Module, settings: Settings, shape: _Shape) -> None:
-    """GPTQModel stores a quantized embedding untransposed, with groups along the vocabulary."""
+    """GPTQModel stores a quantized embedding untransposed, with groups along the vocabulary.
+
+    It goes by the name: a projection may well be as wide as the vocabulary is long.
+    """
     model = settings.model.get("text_config") or settings.model
-    vocabulary, hidden = model.get("vocab_size"), model.get("hidden_size")
-    if isinstance(vocabulary, int) and shape.rows == hidden != vocabulary and 0 <= shape.width - vocabulary < WORD_BITS:
+    if EMBEDDING.search(module.name) is not None and shape.rows == model.get("hidden_size"):
         raise module.fail(
             "is an embedding with groups along the vocabulary, which no table of rows can hold",
             "quantize the model without its embedding",
