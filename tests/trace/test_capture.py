@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import onnx_ir as ir
@@ -74,6 +75,22 @@ def test_the_length_of_the_past_is_measured_on_the_past(graph: ir.Graph) -> None
 
 def fixed_length(self: Step, ids: Tensor) -> Tensor:
     return ids[..., None] * self.decoder.weight * torch.ones(17, 1)
+
+
+@pytest.mark.parametrize(("least", "refused"), [(20, True), (1, False)])
+def test_a_branch_on_all_tokens_is_refused_unless_every_length_takes_it(least: int, refused: bool) -> None:
+    class Branching(Step):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_probe: Tensor) -> Any:
+            _, present = super().forward(input_ids, attention_mask, position_ids, past_probe)
+            scores = present[0].sum((1, 3))[:, None].expand(-1, input_ids.shape[1], -1)
+            total = input_ids.shape[1] + past_probe.shape[0]
+            wide = torch.cat([scores, input_ids[:, None].expand(-1, input_ids.shape[1], -1)], -1)
+            return (wide.topk(least).values if total > least else wide), present
+
+    with fake_tensors():
+        step = Branching(lambda self, ids: ids * self.decoder.weight)
+    with pytest.raises(InputError, match=r"unless past \+ new > 20") if refused else nullcontext():
+        capture(step, lambda: [0], 21)
 
 
 def longest(self: Step, ids: Tensor) -> Tensor:

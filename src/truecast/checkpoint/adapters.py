@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from truecast.checkpoint.model import Array, StoredTensor
+from truecast.checkpoint.model import Array, Reader, StoredTensor
 from truecast.checkpoint.pickles import PICKLE_SUFFIXES
 from truecast.checkpoint.safetensors_format import read_file
 from truecast.errors import InputError
@@ -133,7 +133,7 @@ class LowRank:
         parts = tuple(part for part in (self.a, self.b, self.magnitude) if part is not None)
         return _changed(base, self._turned(base) if turned else self._rows(base), parts)
 
-    def _rows(self, base: StoredTensor) -> Any:
+    def _rows(self, base: StoredTensor) -> Reader:
         def read(start: int, stop: int) -> Array:
             rows = _floats(self.b, start, stop).reshape(stop - start, -1)
             delta = rows @ _floats(self.a).reshape(self.a.shape[0], -1)
@@ -141,11 +141,12 @@ class LowRank:
             if self.magnitude is None:
                 return values
             lengths = np.linalg.norm(values, axis=1)
-            return values * (self.magnitude.read().reshape(-1)[start:stop].astype(np.float32) / lengths)[:, None]
+            scaled: Array = values * (_floats(self.magnitude).reshape(-1)[start:stop] / lengths)[:, None]
+            return scaled
 
         return read
 
-    def _turned(self, base: StoredTensor) -> Any:
+    def _turned(self, base: StoredTensor) -> Reader:
         def read(start: int, stop: int) -> Array:
             delta = _floats(self.a)[:, start:stop].T @ _floats(self.b).T
             return _floats(base, start, stop) + np.float32(self.scale) * delta
@@ -314,7 +315,7 @@ def _floats(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> Ar
     return np.asarray(tensor.rows(start, stop), np.float32)
 
 
-def _changed(base: StoredTensor, read: Any, added: tuple[StoredTensor, ...]) -> StoredTensor:
+def _changed(base: StoredTensor, read: Reader, added: tuple[StoredTensor, ...]) -> StoredTensor:
     return replace(
         base,
         dtype=np.dtype(np.float32),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import ml_dtypes
@@ -38,6 +42,7 @@ def capture(step: nn.Module, cached: Callable[[], Sequence[int]], opset: int) ->
     with fake_tensors(), torch.no_grad():
         program = _export(step)
     _require_dynamic(program)
+    _require_all_lengths(program)
     outputs = ["logits", *(f"present.{layer}.{part}" for layer in cached() for part in ("key", "value"))]
     graph = to_onnx(program, INPUTS, outputs, opset)
     forget_weights(graph, step, WRAPPER)
@@ -129,6 +134,47 @@ def _require_dynamic(program: ExportedProgram) -> None:
                 )
 
 
+def _require_all_lengths(program: ExportedProgram) -> None:
+    """What the author's branches asked of sums of sizes must hold at all of them: torch.export keeps it as guards."""
+    for guard in getattr(program, "_guards_code", None) or ():
+        for new, past in product(LENGTHS, LENGTHS):
+            shapes = ((2, new), (2, past + new), (2, new), (past,))
+            sizes = {name: _Sized(shape) for name, shape in zip(INPUTS, shapes, strict=True)}
+            if not _holds(guard, sizes):
+                raise InputError(
+                    f"The model does something else unless {SIZE.sub(_said, guard)}; "
+                    "it cannot be cast for texts of every length."
+                )
+
+
+def _holds(guard: str, sizes: Mapping[str, _Sized]) -> bool:
+    """Whether a guard, in torch's own words, holds for inputs of these sizes; yes for words that we do not know."""
+    try:
+        return bool(eval(guard, {"__builtins__": {}, "L": sizes, **FUNCTIONS}))
+    except (NameError, AttributeError):
+        return True
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """Stands in for an input in a guard."""
+
+    shape: tuple[int, ...]
+
+    def size(self) -> tuple[int, ...]:
+        """The input's sizes."""
+        return self.shape
+
+
+def _said(size: re.Match[str]) -> str:
+    return {"past_probe": "past", "input_ids": "new", "position_ids": "new"}.get(size[1], "total")
+
+
+LENGTHS = (2, 3, 1000, 1 << 20)
+"""Lengths of past and new tokens at which guards are asked; below 2 torch.export knows nothing."""
+SIZE = re.compile(r"L\['(\w+)'\]\.size\(\)\[\d\]")
+FUNCTIONS = {"min": min, "max": max, "math": math}
+"""What torch writes in guards beside operators."""
 UNBOUNDED = 1 << 31
 """A bound of this size or more is none."""
 
