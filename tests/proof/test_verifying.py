@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.adapters import factors, write_adapter
+from tests.conformance.cases import BY_NAME
 from tests.proof.conftest import Artifact
 from tests.proof.planting import change_manifest, failed, manifest_of
+from tests.tiny import tiny_checkpoint, tiny_model
 from truecast.artifact import Status, sha256_of
 from truecast.checkpoint import open_checkpoint
 from truecast.errors import InputError
+from truecast.exporting import Request, export
 from truecast.proof import prove, verify
+from truecast.proof.files import source_check
 
 CASE = "gemma3_text"
 
@@ -68,3 +73,20 @@ def test_another_checkpoint_of_the_same_shape_is_no_source(spoilable: Artifact, 
     found = failed(verify(folder, against=source))
     assert found["files of the source"].detail == "model.safetensors has changed"
     assert "weights are the checkpoint's" in found
+
+
+def test_an_adapter_is_added_again_and_may_neither_change_nor_go(tmp_path: Path) -> None:
+    case, query = BY_NAME["llama"], "model.layers.0.self_attn.q_proj"
+    source = tiny_checkpoint(case, tmp_path / "model")
+    shape = tiny_model(case).get_parameter(f"{query}.weight").shape
+    adapter = write_adapter(tmp_path / "adapter", factors(query, *shape))
+    folder = export(source, tmp_path / "out", Request(adapter=adapter), verify=False)
+    assert verify(folder).status is Status.PROVEN
+    manifest = manifest_of(folder)
+    settings = (adapter / "adapter_config.json").read_text()
+    (adapter / "adapter_config.json").write_text(settings.replace("16", "17"))
+    check = source_check(manifest, open_checkpoint(source, adapter), lambda stage, done, total: None)
+    assert check.detail == "adapter: adapter_config.json has changed"
+    shutil.rmtree(adapter)
+    with pytest.raises(InputError, match=r"whose adapter .* was made with, is gone"):
+        verify(folder)
