@@ -12,7 +12,7 @@ import pytest
 import truecast
 from tests.test_artifact import MANIFEST
 from truecast import exporting
-from truecast.artifact import Certificate, Status, write_manifest
+from truecast.artifact import Certificate, Manifest, Status, write_manifest
 from truecast.errors import InputError
 
 
@@ -70,15 +70,21 @@ def test_without_a_precision_the_recommended_one_is_taken(asked: dict[str, Any],
     assert asked["request"].precision == truecast.inspect(pristine).recommendation.precision == "int4"
 
 
+def undigested(manifest: Manifest) -> Manifest:
+    """The manifest without the digest that it gets when it is written."""
+    certificate = manifest.certificate.model_copy(update={"manifest_sha256": ""})
+    return manifest.model_copy(update={"certificate": certificate})
+
+
 def test_export_gives_the_artifact(asked: dict[str, Any], pristine: Path, folder: Path) -> None:
     artifact = truecast.export(pristine, "out")
     assert isinstance(artifact, truecast.Artifact)
-    assert (artifact.folder, artifact.manifest) == (folder, MANIFEST)
+    assert (artifact.folder, undigested(artifact.manifest)) == (folder, MANIFEST)
 
 
 def test_open_reads_the_manifest_and_loads_nothing(folder: Path) -> None:
     artifact = truecast.open(str(folder), provider="cpu", threads=1)
-    assert artifact.manifest == MANIFEST
+    assert undigested(artifact.manifest) == MANIFEST
     assert (artifact.provider, artifact.threads) == ("cpu", 1)
     assert repr(artifact) == f"<Artifact {folder}: int4 for onnxruntime, proven>"
 

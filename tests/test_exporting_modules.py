@@ -379,7 +379,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no examples": ({"example_inputs": None}, r"A module needs example_inputs: one tensor for every input"),
     "a wrong example": (
         {"example_inputs": torch.zeros(2, 9)},
-        r"Linear does not take the inputs input \[2, 9\] \(.*\); give others\.",
+        r"Linear does not take the inputs input \[2, 9\]: its code cannot go on \(.*\); give others\.",
     ),
     "an unknown input": ({"dynamic": {"y": {0: "b"}}}, r"There is no input 'y' to free an axis of; there are input\."),
     "an unknown axis": ({"dynamic": {"input": {2: "b"}}}, r"input has the axes 0 to 1; \[2\] cannot be freed\."),

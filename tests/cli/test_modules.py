@@ -101,8 +101,11 @@ def one_sentence(answer: Answer, tmp_path: Path) -> str:
         (["--task", "token-classification"], "A BertForSequenceClassification, as "),
         (["--clean-up", "onnxslimm"], "There is no clean-up 'onnxslimm'; did you mean 'onnxslim'?"),
         (["--module", "model"], "--module 'model' names no function; write package.file:function or FILE.py:function."),
-        (["--module", "nowhere:make"], "--module nowhere:make: No module named 'nowhere'; run where nowhere can"),
-        (["--module", "PACKAGE:other"], "--module PACKAGE:other: module 'PACKAGE' has no attribute 'other'; run where"),
+        (
+            ["--module", "nowhere:make"],
+            "--module nowhere:make cannot be imported: its code needs the Python package nowhere",
+        ),
+        (["--module", "PACKAGE:other"], "--module PACKAGE:other: PACKAGE has no other; name a function"),
         (["--module", "PACKAGE:alone"], "Sequential takes no input_ids, so truecast has no example; give example"),
         (["--dynamic", "x"], "--dynamic x is no axis; write INPUT.AXIS=NAME, as x.1=length or x.1=length=1..512."),
         (["--dynamic", "x=b"], "--dynamic x=b is no axis; write INPUT.AXIS=NAME"),

@@ -230,7 +230,7 @@ def test_an_error_is_an_answer(studied: Path, tmp_path: Path) -> None:
 
 def test_factories_that_give_no_module_are_refused(studied: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing_built.py").write_text("def build(source):\n    return 3\n")
-    for name, sentence in (("build", "gives int, not a torch.nn.Module"), ("bild", "has no attribute 'bild'")):
+    for name, sentence in (("build", "gives int, not a torch.nn.Module"), ("bild", "has no bild; name a function")):
         with pytest.raises(InputError, match=sentence):
             build_author(Model(source=studied, module=f"{tmp_path / 'nothing_built.py'}:{name}"), torch.float32)
 

@@ -290,7 +290,7 @@ def _in_float64(case: _Case, point: ModulePoint) -> Outputs:
     try:
         with case.reference.in_float64():
             return case.reference.outputs(case.author, wide)
-    except RuntimeError:  # torch's fake quantization takes float32 alone
+    except (RuntimeError, AssertionError):  # torch's fake quantization takes float32 alone, and says it either way
         return shaken(case.reference, case.author, point.tensors)
 
 

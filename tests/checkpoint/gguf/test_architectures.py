@@ -17,7 +17,7 @@ from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.checkpoint.gguf.architectures import FAMILIES
 from truecast.checkpoint.gguf.names import NAMINGS
 from truecast.errors import InputError
-from truecast.trace.skeleton import merged
+from truecast.trace.conversion import as_parameters
 
 PROMPT = torch.tensor([[1, 5, 9, 33, 7, 60, 61, 8, 2, 12, 40, 41]])
 """Longer than the windows of the cases."""
@@ -25,7 +25,7 @@ PROMPT = torch.tensor([[1, 5, 9, 33, 7, 60, 61, 8, 2, 12, 40, 41]])
 
 def rebuilt(checkpoint: Checkpoint) -> Any:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**checkpoint.config), dtype=torch.float32).eval()
-    tensors = merged(checkpoint, model).tensors
+    tensors = as_parameters(checkpoint, model).tensors
     weights = {name: torch.from_numpy(np.array(tensor.read())) for name, tensor in tensors.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
