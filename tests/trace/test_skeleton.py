@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from tests.conformance.cases import BY_NAME
@@ -70,6 +71,22 @@ def test_buffers_that_no_checkpoint_stores_are_the_authors(case: str) -> None:
     values = real_buffers(model, names)
     assert len(names) > 0
     assert all(torch.equal(values[name], expected[name]) for name in names)
+
+
+NESTED = {
+    "DPRQuestionEncoder": ("question_encoder.bert_model.embeddings.position_ids", torch.arange(64)[None]),
+    "CLIPTextModel": ("embeddings.position_ids", torch.arange(64)[None]),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_buffers_of_whole_numbers_are_filled_in_models_inside_of_models(name: str) -> None:
+    buffer, expected = NESTED[name]
+    kind: Any = getattr(transformers, name)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with fake_tensors():
+        model = kind(kind.config_class(**sizes, vocab_size=50, max_position_embeddings=64)).eval()
+    assert torch.equal(real_buffers(model, [buffer])[buffer], expected)
 
 
 def test_a_buffer_that_the_author_does_not_fill_is_refused() -> None:

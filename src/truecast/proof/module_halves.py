@@ -17,7 +17,7 @@ are large; the last one is strict, being a mean, and knows the model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +154,8 @@ class TorchHalf:
     def open(cls, source: ModuleSource, half: Half, weights: Mapping[str, HeldWeight], leaves: int) -> TorchHalf:
         """Builds it; `leaves` counts the lowered leaves of the graph."""
         author, checkpoint = open_author(source, HALF_DTYPES[half.name])
-        reference = Reference.of_module(author, checkpoint)
+        reference = Reference.of_module(author, checkpoint, source.trust_remote_code)
+        author = replace(author, module=reference.model, mode=None)
         reference.load_held(weights)
         return cls(author, reference, HALF_DTYPES[half.name], half, leaves)
 

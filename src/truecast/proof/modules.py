@@ -12,7 +12,8 @@ are run as their float32 twin, and follow rules of their own (`module_halves`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from truecast.proof.repeating import repeat_check, repeat_faults
 from truecast.proof.sessions import RUN_ERRORS, declared, open_module, open_saved, open_twin
 from truecast.proof.shaken import shaken
 from truecast.proof.side_facts import side_checks
+from truecast.proof.source.checks import loading_checks
 from truecast.proof.static import kernel_check
 from truecast.proof.tally import Worst, broken, check
 from truecast.proof.weights import accounting_checks, hash_check, value_check
@@ -121,7 +123,8 @@ def prove_module(
     report = progress or (lambda stage, done, total: None)
     author, checkpoint = open_author(source)
     model = load_graph(folder, manifest.graph.file)
-    reference = Reference.of_module(author, checkpoint)
+    reference = Reference.of_module(author, checkpoint, source.trust_remote_code)
+    author = replace(author, module=reference.model, mode=None)
     weights = held_weights(model, manifest.weights, reference.sources, manifest.precision in HALVES)
     case = _Case(folder, manifest, model, author, reference, weights, report)
     with reference.threads():
@@ -155,6 +158,7 @@ def _static(case: _Case) -> list[Check]:
         hash_check(model, manifest),
         *quantization_checks(model, manifest, weights, reference.sources.tied),
         values,
+        *loading_checks(reference, manifest, weights, reference.sources, partial(case.report, "check the source")),
     ]
 
 

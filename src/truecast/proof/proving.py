@@ -63,6 +63,7 @@ from truecast.proof.reference import Reference
 from truecast.proof.repeating import repeated_decoder
 from truecast.proof.sessions import open_decoder
 from truecast.proof.side_facts import side_checks
+from truecast.proof.source.checks import loading_checks
 from truecast.proof.static import graph_checks, kernel_check
 from truecast.proof.tables import table_checks
 from truecast.proof.tally import broken
@@ -173,7 +174,7 @@ def prove(
     """
     report = progress or (lambda stage, done, total: None)
     model = load_graph(folder, manifest.graph.file)
-    reference = Reference.build(checkpoint, trust_remote_code)
+    reference = Reference.build(checkpoint, trust_remote_code, original)
     weights = held_weights(model, manifest.weights, reference.sources)
     floats = reference.sources if original is None else replace(reference.sources, checkpoint=original)
     case = _Case(folder, manifest, model, reference, weights, floats, tuple(texts), report)
@@ -213,6 +214,7 @@ def _static(case: _Case, config: Mapping[str, Any]) -> tuple[list[Check], list[F
         *accounting_checks(model, manifest, case.reference, case.weights),
         hash_check(model, manifest),
         *values,
+        *loading_checks(case.reference, manifest, case.weights, case.floats, case.stage("check the source")),
         *table_checks(model, manifest, case.reference),
     ]
     return checks, faults

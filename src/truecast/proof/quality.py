@@ -80,7 +80,7 @@ def measured_noise(folder: Path, checkpoint: Checkpoint, manifest: Manifest, tru
     """`signal_to_noise` of an artifact that is not proven: no model is run, and none is loaded."""
     if manifest.settings.get("method") in FOLDING:
         return {}
-    reference = Reference.build(checkpoint, trust_remote_code)
+    reference = Reference.build(checkpoint, trust_remote_code, weights=False)
     weights = held_weights(load_graph(folder, manifest.graph.file), manifest.weights, reference.sources)
     return signal_to_noise(reference, weights, reference.sources)
 

@@ -1,8 +1,8 @@
-"""The reference: the model author's own code in float32, with weights we streamed in ourselves.
+"""The reference: the model author's own code in float32, as the source's own loader loads it.
 
-Data flow: configuration → the author's model under fake tensors → real buffers from the author's initialisation →
-weights, a run of rows at a time, either from the checkpoint (`load_checkpoint`) or as the artifact holds them
-(`load_held`). There is one model; loading other weights replaces the ones it had, so that memory holds the floats once.
+Data flow: the source → the model as transformers loads it (`source.loading`), buffers included → weights, a run of rows
+at a time, as the artifact holds them (`load_held`). There is one model; loading other weights replaces the ones it had,
+so that memory holds the floats once. Only of a GGUF file the weights are streamed in by us (`load_checkpoint`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -25,19 +26,14 @@ from truecast.dialects.experts import ExpertsForm
 from truecast.proof.fresh import Fresh
 from truecast.proof.held import HeldWeight, row_chunks
 from truecast.proof.operators import Array
+from truecast.proof.source.loading import Loaded, load_author, load_decoder
 from truecast.proof.table import Stack
 from truecast.runtime.processors import default_threads
 from truecast.trace.author import AuthorModule
 from truecast.trace.conversion import as_parameters, checkpoint_renamer
 from truecast.trace.experts import forms_of
 from truecast.trace.module import shared_names
-from truecast.trace.skeleton import (
-    build_decoder,
-    fake_tensors,
-    load_config,
-    real_buffers,
-    tied_names,
-)
+from truecast.trace.skeleton import tied_names, with_divisions
 from truecast.weights.sources import Sources, finite_rows
 
 SMALL_MODEL = 10_000_000
@@ -49,13 +45,15 @@ class Reference:
     """The author's model. `sources` finds a parameter's tensor in the checkpoint.
 
     `transposed` names the parameters whose module holds them [in, out]; products of the graph hold them [out, in].
-    `experts` are the forms of the modules whose parameters hold all experts of a layer, by the names of those.
+    `experts` are the forms of the modules whose parameters hold all experts of a layer, by the names of those. `loaded`
+    is how transformers loaded the model; None for a module in memory.
     """
 
     model: PreTrainedModel
     sources: Sources
     transposed: frozenset[str]
     experts: Mapping[str, ExpertsForm] = field(default_factory=dict)
+    loaded: Loaded | None = None
     fresh: Fresh = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,30 +61,44 @@ class Reference:
         self.fresh = Fresh.of(self.model)
 
     @classmethod
-    def build(cls, checkpoint: Checkpoint, trust_remote_code: bool = False) -> Reference:
-        """The model with uninitialised weights; raises InputError when transformers cannot make it."""
-        config = load_config(checkpoint, trust_remote_code)
-        with fake_tensors():
-            model = build_decoder(config, torch.float32, trust_remote_code, activation_scales(checkpoint))
-        parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-        parameters |= {name: tuple(t.shape) for name, t in model.state_dict().items()}
-        sources = Sources(as_parameters(checkpoint, model), parameters, tied_names(model), checkpoint_renamer(model))
-        _make_real(model, persistent=set(model.state_dict()))
-        return cls(model, sources, frozenset(_transposed(model)), _experts(model))
+    def build(
+        cls,
+        checkpoint: Checkpoint,
+        trust_remote_code: bool = False,
+        original: Checkpoint | None = None,
+        weights: bool = True,
+    ) -> Reference:
+        """The model of `checkpoint`, with the weights of `original` where there is one.
+
+        Without `weights`, and of a GGUF file, they have no values yet. Raises InputError when transformers loads none.
+        """
+        loaded = load_decoder(original or checkpoint, trust_remote_code, weights)
+        model = loaded.model
+        with_divisions(model, activation_scales(checkpoint))
+        sources = Sources(as_parameters(checkpoint, model), _shapes(model), tied_names(model), checkpoint_renamer(model))
+        return cls(model, sources, frozenset(_transposed(model)), _experts(model), loaded)._with_divisions()
 
     @classmethod
-    def of_module(cls, author: AuthorModule, checkpoint: Checkpoint) -> Reference:
-        """A module without a cache; one of fake tensors becomes a real one, its weights uninitialised."""
+    def of_module(cls, author: AuthorModule, checkpoint: Checkpoint, trust_remote_code: bool = False) -> Reference:
+        """A module without a cache: the user's own, or transformers' model of the class that `author` has."""
         model: Any = author.module
-        parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-        parameters |= {name: tuple(t.shape) for name, t in model.state_dict().items()}
         if not author.is_pretrained:
-            sources = Sources(checkpoint, parameters, shared_names(model), lambda name: name, partial=True)
-        else:
-            fitted = as_parameters(checkpoint, model)
-            sources = Sources(fitted, parameters, tied_names(model), checkpoint_renamer(model), partial=True)
-            _make_real(model, persistent=set(model.state_dict()))
-        return cls(model, sources, frozenset(_transposed(model)))
+            sources = Sources(checkpoint, _shapes(model), shared_names(model), lambda name: name, partial=True)
+            return cls(model, sources, frozenset(_transposed(model)))
+        loaded = load_author(model, checkpoint, trust_remote_code)
+        model = _with_steps(loaded.model, model)
+        with_divisions(model, activation_scales(checkpoint))
+        fitted = as_parameters(checkpoint, model)
+        sources = Sources(fitted, _shapes(model), tied_names(model), checkpoint_renamer(model), partial=True)
+        return cls(model, sources, frozenset(_transposed(model)), loaded=loaded)._with_divisions()
+
+    def _with_divisions(self) -> Reference:
+        """The divisors of activations, which transformers has no place for, in the places that they were given."""
+        for name, tensor in self.loaded.divisions.items() if self.loaded else ():
+            parameter = self.parameters.get(self.sources.rename(name))
+            if parameter is not None:
+                parameter.copy_(tensor[...])
+        return self
 
     @torch.no_grad()
     def outputs(self, author: AuthorModule, tensors: Sequence[Tensor]) -> dict[str, Array]:
@@ -102,12 +114,13 @@ class Reference:
         return {**dict(self.model.named_parameters()), **persistent}
 
     def load_checkpoint(self, sources: Sources | None = None) -> None:
-        """Takes the weights of the checkpoint, or of other `sources`, in float32.
+        """Has the weights of the checkpoint, or of other `sources`, in float32: streams them in if no loader did.
 
-        Raises InputError where one is missing or not finite.
+        Raises InputError where one is missing or, when it is streamed in, not finite.
         """
         for name, parameter in self.parameters.items():
-            if (stored := self._stored(name, sources or self.sources)) is None:
+            stored = self._stored(name, sources or self.sources)
+            if stored is None or (self.loaded is not None and self.loaded.loader):
                 continue
             for start, stop in row_chunks(stored.shape):
                 _rows(parameter, start, stop).copy_(_tensor(finite_rows(stored, start, stop)))
@@ -211,23 +224,22 @@ def _finite(mask: Any) -> Any:
     return mask.clamp(min=HIDDEN) if isinstance(mask, Tensor) and mask.is_floating_point() else mask
 
 
-def _make_real(model: PreTrainedModel, persistent: set[str]) -> None:
-    """Replaces every fake parameter and buffer by an uninitialised or, where the author's code fills it, a real one."""
-    names = [name for name, _ in model.named_buffers() if name not in persistent]
-    values = real_buffers(model, names)
-    real: dict[int, Any] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = real.setdefault(
-                    id(parameter),
-                    nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False),
-                )
-        for name, buffer in module._buffers.items():
-            full = f"{prefix}.{name}" if prefix else name
-            if buffer is not None:
-                fresh = values[full].clone() if full in values else torch.empty(buffer.shape, dtype=buffer.dtype)
-                module._buffers[name] = fresh
+def _with_steps(model: nn.Module, author: nn.Module) -> nn.Module:
+    """The model with the modules that the author's has beyond those of its class: what follows the encoder."""
+    for name, step in author.named_children():
+        if name not in dict(model.named_children()):
+            for part in step.modules():
+                for key, fake in part._parameters.items():
+                    if isinstance(fake, FakeTensor):
+                        part._parameters[key] = nn.Parameter(torch.empty(fake.shape, dtype=fake.dtype), False)
+            model.add_module(name, step)
+    return model
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Every parameter and persistent buffer, under each of its names."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    return shapes | {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
 
 def _experts(model: nn.Module) -> dict[str, ExpertsForm]:

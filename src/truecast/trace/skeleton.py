@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,45 +119,53 @@ def without_data(make: Callable[[], Any]) -> Any:
     return module
 
 
-def real_buffers(model: PreTrainedModel, names: Iterator[str] | list[str]) -> Mapping[str, Tensor]:
-    """The values of buffers that no checkpoint stores (rotary frequencies, embedding scales), from the author's code.
+def real_buffers(model: PreTrainedModel, names: Iterable[str]) -> Mapping[str, Tensor]:
+    """The values of buffers that no checkpoint stores (rotary frequencies, position ids), as the author makes them.
 
-    transformers fills such buffers in `_init_weights` whenever it loads a checkpoint; so do we, on real copies of just
-    the modules that own them.
+    The model is constructed once more, its buffers real and its weights not. Raises InputError for a buffer that the
+    construction does not make.
     """
-    values: dict[str, Tensor] = {}
-    for name in names:
-        owner_name, _, buffer = name.rpartition(".")
-        owner = _real_copy(model.get_submodule(owner_name))
-        model._init_weights(owner)  # type: ignore[no-untyped-call]
-        values[name] = owner._buffers[buffer]  # type: ignore[assignment]
-    unset = [name for name, value in values.items() if value.is_floating_point() and bool(value.isnan().any())]
-    if unset:
+    names = list(names)
+    made = dict(_constructed(model).named_buffers(remove_duplicate=False)) if names else {}
+    if unset := [name for name in names if name not in made or made[name].is_meta]:
         raise InputError(f"The model does not say how to fill its buffers {', '.join(unset)}; it cannot be cast yet.")
-    return values
+    return {name: made[name] for name in names}
 
 
-def _real_copy(module: nn.Module) -> nn.Module:
-    """`module` without weights, its buffers real and NaN (integers: zero) until somebody fills them.
+def _constructed(model: PreTrainedModel) -> PreTrainedModel:
+    """A new model of the same configuration; where its author computes with its weights meanwhile, they are real."""
 
-    It has children of the same kind: some authors fill those along with the module.
-    """
-    twin = nn.Module.__new__(type(module))
-    twin.__dict__.update(module.__dict__)
-    twin.__dict__["_modules"] = {
-        name: None if child is None else _real_copy(child) for name, child in module._modules.items()
-    }
-    twin.__dict__["_parameters"] = {
-        name: None if p is None else nn.Parameter(torch.empty(p.shape, device="meta"), requires_grad=False)
-        for name, p in module._parameters.items()
-    }
-    twin.__dict__["_buffers"] = {
-        name: None
-        if fake is None
-        else torch.full(fake.shape, math.nan if fake.is_floating_point() else 0, dtype=fake.dtype)
-        for name, fake in module._buffers.items()
-    }
-    return twin
+    def make() -> PreTrainedModel:
+        return type(model)(copy.deepcopy(model.config))
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(model.dtype)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with _weights_without_data():
+                    return make()
+            except (NotImplementedError, RuntimeError):
+                return make()
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _weights_without_data() -> Iterator[None]:
+    """Modules made in the context have their parameters on the meta device as soon as they are registered."""
+    register = nn.Module.register_parameter
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = registered  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def tied_names(model: PreTrainedModel) -> dict[str, str]:

@@ -1,0 +1,172 @@
+"""The author's model as transformers itself loads it: its weights, its buffers, and what it found odd.
+
+| the source is | what transformers is given |
+|---|---|
+| a folder of floats | the folder: which files, names and adapters there are is its own affair |
+| a folder that a library quantized | the tensors of `definitions`, under the names of the files |
+| a GGUF file, or a folder whose weights are not needed | tensors without values; only the buffers are filled |
+
+Of float32 in safetensors nothing is copied: parameters are views of the mapped file until they are written to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from truecast.checkpoint.model import Checkpoint
+from truecast.errors import InputError
+from truecast.proof.source.definitions import CONFIGS, Decoded, decoded, stated_of
+from truecast.trace.skeleton import load_config
+
+OWN_CODE = "the definitions of the formats"
+INSIDE = re.compile(r"(^|(?<=\.))_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put into names, which transformers does not take out again."""
+FRONT = re.compile(r"((module|base_model\.model|pretrained_model)\.)+")
+"""What DistributedDataParallel, peft and trl put in front of them all; trl's value head has a name of its own."""
+VALUE_HEAD = re.compile(r"(^|\.)(v_head|value_head)\.")
+DIVISIONS = re.compile(r"\.scales$")
+"""Tensors by which a checkpoint divides activations: transformers has no place for them."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and how it came to be.
+
+    `loader` says it in words, and is empty where no weights were loaded. `missing` and `unexpected` are the keys that
+    transformers reports; `divisions` the tensors that are for the model's divided activations.
+    """
+
+    model: PreTrainedModel
+    loader: str = ""
+    missing: frozenset[str] = frozenset()
+    unexpected: frozenset[str] = frozenset()
+    divisions: Mapping[str, Decoded] = field(default_factory=dict)
+
+
+def load_decoder(checkpoint: Checkpoint, trust_remote_code: bool = False, weights: bool = True) -> Loaded:
+    """The causal language model of a checkpoint in float32; without `weights`, they have no values.
+
+    Raises InputError when transformers does not load it.
+    """
+    given = {"attn_implementation": "eager", "experts_implementation": "eager", "dtype": torch.float32}
+    return _loaded(checkpoint, AutoModelForCausalLM, given, trust_remote_code, weights, lambda config: None)
+
+
+def load_author(author: PreTrainedModel, checkpoint: Checkpoint, trust_remote_code: bool = False) -> Loaded:
+    """The model of a checkpoint that is of the class and the dtype of `author`; raises InputError as `load_decoder`."""
+    given = {"attn_implementation": "eager", "dtype": author.dtype}
+    return _loaded(checkpoint, type(author), given, trust_remote_code, True, _without_cache)
+
+
+def _without_cache(config: PreTrainedConfig) -> None:
+    """A module without a cache gives no keys and values besides its outputs."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "use_cache", None):
+            part.use_cache = False
+
+
+def _loaded(
+    checkpoint: Checkpoint,
+    kind: Any,
+    given: Mapping[str, Any],
+    trust_remote_code: bool,
+    weights: bool,
+    change: Callable[[PreTrainedConfig], None],
+) -> Loaded:
+    trusted = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    options = {**given, **trusted, "output_loading_info": True}
+    folder = checkpoint.path if checkpoint.format == "safetensors" and weights else None
+    try:
+        with _quiet():
+            config = load_config(checkpoint, trust_remote_code) if folder is None else _config(folder, trusted)
+            change(config)
+            state = _empty(checkpoint) if folder is None else decoded(folder)
+            names = _unwrapped(state)
+            quantized = folder is not None and stated_of(folder) is not None
+            wrapped = names.keys() != state.keys()
+            divisions = {name: names.pop(name) for name in [*names] if DIVISIONS.search(name)}
+            if folder is not None and not wrapped and not quantized:
+                model, info = kind.from_pretrained(folder, config=config, use_safetensors=True, **options)
+                return _finished(model, info, f"transformers {transformers.__version__}", divisions)
+            kind = _class_of(kind, config, trust_remote_code)
+            model, info = kind.from_pretrained(None, config=config, state_dict=names, **options)
+            loader = f"transformers {transformers.__version__}" + f" from {OWN_CODE}" * quantized
+            return _finished(model, info, "" if folder is None else loader, divisions)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{checkpoint.path} cannot be compared with the model that transformers loads from it: it loads none "
+            f"({reason}); check that AutoModel.from_pretrained takes it."
+        ) from error
+
+
+def _config(folder: Path, trusted: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration as transformers reads it, without what it says of the quantization."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **trusted)
+    for name in CONFIGS:
+        if hasattr(config, name):
+            delattr(config, name)
+    return config
+
+
+def _class_of(kind: Any, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
+    """The class of the model; an auto class gives it only with a model."""
+    if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
+        return kind
+    with torch.device("meta"):
+        return type(kind.from_config(config, trust_remote_code=trust_remote_code))
+
+
+def _empty(checkpoint: Checkpoint) -> dict[str, Decoded]:
+    """Tensors of the checkpoint's shapes without values, which take no memory before they are written to."""
+
+    def make(shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        return lambda: torch.empty(shape)
+
+    return {name: Decoded(make(tensor.shape)) for name, tensor in checkpoint.tensors.items()}
+
+
+def _unwrapped(state: Mapping[str, Decoded]) -> dict[str, Decoded]:
+    """The same under the names that the model has, without those of what it was trained in."""
+    plain = {name: INSIDE.sub("", name) for name in state}
+    of_model = [name for name in plain.values() if not VALUE_HEAD.search(name)]
+    if of_model and all(FRONT.match(name) for name in of_model):
+        plain = {name: FRONT.sub("", short, count=1) for name, short in plain.items()}
+    return {plain[name]: tensor for name, tensor in state.items()}
+
+
+def _finished(
+    model: PreTrainedModel, info: Mapping[str, Any], loader: str, divisions: Mapping[str, Decoded]
+) -> Loaded:
+    nn.Module.eval(model).requires_grad_(False)
+    missing = frozenset(info["missing_keys"])
+    unexpected = frozenset(key for key in info["unexpected_keys"] if not (divisions and DIVISIONS.search(key)))
+    return Loaded(model, loader, missing, unexpected, divisions)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers from printing: what it found is in the certificate."""
+    said: Any = transformers.utils.logging
+    verbosity, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity(said.CRITICAL)
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(verbosity)
+        if bars:
+            said.enable_progress_bar()
