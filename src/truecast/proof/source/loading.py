@@ -148,9 +148,7 @@ def _unwrapped(state: Mapping[str, Decoded]) -> dict[str, Decoded]:
     return {plain[name]: tensor for name, tensor in state.items()}
 
 
-def _finished(
-    model: PreTrainedModel, info: Mapping[str, Any], loader: str, divisions: Mapping[str, Decoded]
-) -> Loaded:
+def _finished(model: PreTrainedModel, info: Mapping[str, Any], loader: str, divisions: Mapping[str, Decoded]) -> Loaded:
     nn.Module.eval(model).requires_grad_(False)
     missing = frozenset(info["missing_keys"])
     unexpected = frozenset(key for key in info["unexpected_keys"] if not (divisions and DIVISIONS.search(key)))
