@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -73,9 +73,11 @@ class Reference:
         Without `weights`, and of a GGUF file, they have no values yet. Raises InputError when transformers loads none.
         """
         loaded = load_decoder(original or checkpoint, trust_remote_code, weights)
+        loaded = loaded if original is None else replace(loaded, made=checkpoint)
         model = loaded.model
         with_divisions(model, activation_scales(checkpoint))
-        sources = Sources(as_parameters(checkpoint, model), _shapes(model), tied_names(model), checkpoint_renamer(model))
+        fitted = as_parameters(checkpoint, model)
+        sources = Sources(fitted, _shapes(model), tied_names(model), checkpoint_renamer(model))
         return cls(model, sources, frozenset(_transposed(model)), _experts(model), loaded)._with_divisions()
 
     @classmethod

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import truecast
+from tests.adapters import factors, random_array, write_adapter
 from tests.checkpoint.schemes.stored import DATA
 from tests.conformance.cases import BY_NAME
 from tests.encoders import classifier
@@ -155,3 +156,28 @@ def test_values_of_a_quantized_source_come_from_the_definitions() -> None:
     assert reference.loaded is not None and reference.loaded.loader.endswith("the definitions of the formats")
     stored = reference.sources["model.layers.0.mlp.up_proj.weight"].read()
     assert np.array_equal(reference.model.get_parameter("model.layers.0.mlp.up_proj.weight").numpy(), stored)
+
+
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+def test_an_adapter_that_the_reader_ignores_fails_the_proof(tmp_path: Path) -> None:
+    case = BY_NAME["llama_tied"]
+    source = tiny_checkpoint(case, tmp_path / "source")
+    size = load_file(source / "model.safetensors")[f"{QUERY}.weight"].shape
+    write_adapter(source, factors(QUERY, *size))
+    artifact = truecast.export(source, tmp_path / "out", precision="fp32")
+    assert artifact.manifest.certificate.status.value == "proven"
+    ignored = Reference.build(replace(open_checkpoint(source), adapter=None))
+    assert f"{QUERY}.weight is read with other values" in checks_of(ignored, artifact.folder)[VALUES]
+
+
+@pytest.mark.parametrize("settings", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 3}}, {"use_dora": True}])
+def test_low_rank_adapters_are_added_as_the_reader_adds_them(settings: dict[str, object], tmp_path: Path) -> None:
+    source = tiny_checkpoint(BY_NAME["llama"], tmp_path / "source")
+    size = load_file(source / "model.safetensors")[f"{QUERY}.weight"].shape
+    lengths = {f"{QUERY}.lora_magnitude_vector": random_array(size[0])} if "use_dora" in settings else {}
+    adapter = write_adapter(tmp_path / "adapter", {**factors(QUERY, *size), **lengths}, **settings)
+    reference = Reference.build(open_checkpoint(source, adapter))
+    loaded, read = reference.model.get_parameter(f"{QUERY}.weight").numpy(), reference.sources[f"{QUERY}.weight"].read()
+    np.testing.assert_allclose(read, loaded, atol=2.0**-18 * np.abs(loaded).max())

@@ -4,6 +4,7 @@
 |---|---|
 | a folder of floats | the folder: which files, names and adapters there are is its own affair |
 | a folder that a library quantized | the tensors of `definitions`, under the names of the files |
+| a folder with an adapter | the same, changed as `adapters` defines it |
 | a GGUF file, or a folder whose weights are not needed | tensors without values; only the buffers are filled |
 
 Of float32 in safetensors nothing is copied: parameters are views of the mapped file until they are written to.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
+from truecast.proof.source.adapters import adapter_of, with_adapter
 from truecast.proof.source.definitions import CONFIGS, Decoded, decoded, stated_of
 from truecast.trace.skeleton import load_config
 
@@ -44,7 +46,8 @@ class Loaded:
     """A model and how it came to be.
 
     `loader` says it in words, and is empty where no weights were loaded. `missing` and `unexpected` are the keys that
-    transformers reports; `divisions` the tensors that are for the model's divided activations.
+    transformers reports; `divisions` the tensors that are for the model's divided activations. `is_adapted` says that
+    an adapter was added to the weights. `made` is what a library made of the checkpoint that was loaded.
     """
 
     model: PreTrainedModel
@@ -52,6 +55,8 @@ class Loaded:
     missing: frozenset[str] = frozenset()
     unexpected: frozenset[str] = frozenset()
     divisions: Mapping[str, Decoded] = field(default_factory=dict)
+    is_adapted: bool = False
+    made: Checkpoint | None = None
 
 
 def load_decoder(checkpoint: Checkpoint, trust_remote_code: bool = False, weights: bool = True) -> Loaded:
@@ -94,15 +99,19 @@ def _loaded(
             state = _empty(checkpoint) if folder is None else decoded(folder)
             names = _unwrapped(state)
             quantized = folder is not None and stated_of(folder) is not None
-            wrapped = names.keys() != state.keys()
+            plain = names.keys() == state.keys() and not quantized
+            adapter = folder and adapter_of(folder, checkpoint.adapter.path if checkpoint.adapter else None)
+            if adapter is not None:
+                names = with_adapter(names, adapter)
             divisions = {name: names.pop(name) for name in [*names] if DIVISIONS.search(name)}
-            if folder is not None and not wrapped and not quantized:
+            if folder is not None and plain and adapter is None:
                 model, info = kind.from_pretrained(folder, config=config, use_safetensors=True, **options)
                 return _finished(model, info, f"transformers {transformers.__version__}", divisions)
             kind = _class_of(kind, config, trust_remote_code)
             model, info = kind.from_pretrained(None, config=config, state_dict=names, **options)
-            loader = f"transformers {transformers.__version__}" + f" from {OWN_CODE}" * quantized
-            return _finished(model, info, "" if folder is None else loader, divisions)
+            loader = f"transformers {transformers.__version__}" + f" from {OWN_CODE}" * (quantized or bool(adapter))
+            loaded = _finished(model, info, "" if folder is None else loader, divisions)
+            return replace(loaded, is_adapted=adapter is not None)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
