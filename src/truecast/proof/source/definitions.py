@@ -8,7 +8,7 @@ reads it. Nothing here knows of the exporter's reader.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ CONFIGS = ("quantization_config", "compression_config", "quantization")
 BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files beside config.json with the settings of older checkpoints, and whose they are."""
 MARKS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "W_q", "_weight_qdata", "SCB", "biases")
+MLX_MARK = "scales"
+"""Beside the weights of MLX's floats, where the configuration names no method, as MLX's does not."""
 BLOCKS = "_blocks"
 NF4 = "weight.quant_state.bitsandbytes__"
 
@@ -68,7 +70,8 @@ def decoded(folder: Path) -> dict[str, Decoded]:
         opened: Any = safe_open(file, framework="pt")
         readers |= {name: partial(opened.get_tensor, name) for name in opened.keys()}  # noqa: SIM118
         stated[torchao.METADATA] = {**stated.get(torchao.METADATA, {}), **(opened.metadata() or {})}
-    modules = dict(_modules(readers))
+    named = "quant_method" in stated or "bits" not in stated
+    modules = dict(_modules(readers, MARKS if named else (*MARKS, MLX_MARK)))
     taken = {name for parts in modules.values() for name in parts.values()}
     left = {name: Decoded(read) for name, read in readers.items() if name not in taken}
     for module, names in modules.items():
@@ -82,11 +85,11 @@ def _decode(module: str, readers: Mapping[str, Callable[[], Tensor]], stated: St
     return torch.from_numpy(_definition(parts, stated)(module, parts, stated).copy())
 
 
-def _modules(names: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+def _modules(names: Mapping[str, Any], marks: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """The modules with marks, and the tensors of each by what follows its name; a bias stays what it is."""
     stacks = [name.removesuffix(BLOCKS) for name in names if name.endswith(BLOCKS)]
     yield from ((name, {part: name + part for part in (BLOCKS, "_scales")}) for name in stacks)
-    marked = {name.removesuffix(f".{mark}") for mark in MARKS for name in names if name.endswith(f".{mark}")}
+    marked = {name.removesuffix(f".{mark}") for mark in marks for name in names if name.endswith(f".{mark}")}
     marked |= {name.partition(f".{NF4}")[0] for name in names if f".{NF4}" in name}
     parts: dict[str, dict[str, str]] = {}
     for name in names:
@@ -103,7 +106,7 @@ def _definition(parts: Parts, stated: Stated) -> Definition:
         packed = str(stated.get("packing_format", ""))
         fits = parts["qweight"].shape[1] == parts["scales"].shape[1]
         return awq.weight if method == "awq" or "awq" in packed or not (method or fits) else gptq.weight
-    told = {"W_q": hqq, "_weight_qdata": torchao, BLOCKS: mxfp4, "SCB": bitsandbytes, "biases": mlx}
+    told = {"W_q": hqq, "_weight_qdata": torchao, BLOCKS: mxfp4, "SCB": bitsandbytes, "biases": mlx, MLX_MARK: mlx}
     module: Any = next((definition for part, definition in told.items() if part in parts), None)
     if module is not None:
         found: Definition = module.weight
