@@ -301,7 +301,13 @@ class Packer:
         return self._once(("offsets", form.offsets[0].name), lambda: offsets_of(write, values, form, dtype))
 
     def _reordered(self, write: NodeWriter, x: ir.Value, order: Array) -> ir.Value:
-        """The columns of x as the codes have them; once for all products that read them alike."""
+        """The columns of x as the codes have them; once for all products that read them alike.
+
+        Columns in their own order stay as they are: ONNX Runtime makes a Slice of a Gather of one column, and then
+        cannot read the order from the data file (1.31).
+        """
+        if (order == np.arange(len(order))).all():
+            return x
 
         def make() -> ir.Value:
             orders = sum(binding.packing == COLUMN_ORDER for binding in self.bindings)

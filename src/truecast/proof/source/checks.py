@@ -18,6 +18,7 @@ from truecast.proof.reference import Reference
 from truecast.proof.source.definitions import decoded
 from truecast.proof.source.loading import OWN_CODE
 from truecast.proof.tally import counted
+from truecast.weights.cache import CACHE_SCALES
 from truecast.weights.sources import Sources, finite_rows
 
 TIER = "static"
@@ -91,7 +92,8 @@ def _key_faults(reference: Reference, manifest: Manifest, weights: Mapping[str, 
     for name in sorted(loaded.missing):
         if reference.held(name, weights) is not None:
             yield f"{name} is held, but transformers finds no tensor for it"
-    explained = [*manifest.ignored_tensors, *map(reference.sources.rename, manifest.ignored_tensors)]
+    scales = [name for info in manifest.weights if info.packing == CACHE_SCALES for name in info.sources]
+    explained = [*manifest.ignored_tensors, *map(reference.sources.rename, manifest.ignored_tensors), *scales]
     for name in sorted(loaded.unexpected):
         if not any(_same_key(name, other) for other in explained):
             yield f"{name} has no place in the model of transformers, but is not among what was ignored"
