@@ -97,7 +97,7 @@ def test_open_refuses_what_is_no_artifact(tmp_path: Path) -> None:
 def test_verify_proves_against_what_it_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def verify(folder: Path, against: Path | None, progress: Any) -> Certificate:
+    def verify(folder: Path, against: Path | None, progress: Any, **others: Any) -> Certificate:
         calls.append((folder, against, progress))
         return Certificate(status=Status.PROVEN)
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
+import truecast
 from tests.checkpoint.gguf.cases import BY_NAME as GGUF_CASES
 from tests.test_artifact import MANIFEST
 from truecast import describing, exporting
@@ -57,9 +60,82 @@ def test_a_request_that_no_export_can_take_is_refused_first(request_: Request, s
     assert sentence in str(refused.value)
 
 
-@pytest.mark.parametrize("precision", ["as-is", "fp32", "fp16"])
-def test_a_block_size_does_not_matter_to_floats(precision: str) -> None:
-    Request(precision=precision, block_size=512).check()
+BOTH, DECODERS, MODULES = (Request.check, Request.check_module), (Request.check,), (Request.check_module,)
+
+
+@pytest.mark.parametrize(
+    ("request_", "checks", "option"),
+    [
+        (Request(precision="as-is", block_size=64), BOTH, "--block-size"),
+        (Request(precision="fp32", block_size=7), BOTH, "--block-size"),
+        (Request(precision="fp16", block_size=64), BOTH, "--block-size"),
+        (Request(precision="int8-dynamic", block_size=64), MODULES, "--block-size"),
+        (Request(precision="fp32", activations="float"), BOTH, "--activations"),
+        (Request(precision="int8-dynamic", activations="float"), MODULES, "--activations"),
+        (Request(precision="fp32", method="hqq"), MODULES, "--method"),
+        (Request(precision="int4", link_weights=True), BOTH, "--link-weights"),
+        (Request(precision="fp32", calibration=Path("text.txt")), BOTH, "--calibration"),
+        (Request(precision="int4", calibration=Path("text.txt")), MODULES, "--calibration"),
+        (Request(precision="bf16", calibration=Path("text.txt")), MODULES, "--calibration"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(
+    request_: Request, checks: tuple[Callable[[Request], None], ...], option: str
+) -> None:
+    for check in checks:
+        with pytest.raises(InputError, match=f"{option} .*leave it out"):
+            check(request_)
+
+
+def test_an_option_that_has_an_effect_is_taken() -> None:
+    Request(precision="as-is", activations="float").check()
+    Request(precision="fp32", keep=("lm_head=int4",), block_size=64, activations="float").check()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (ModuleSource(Path("folder"), example_inputs=[1]), "example_inputs"),
+        (ModuleSource(Path("folder"), factory="a:b", task="fill-mask"), "--task fill-mask"),
+        (ModuleSource(Path("folder"), factory="a:b", module=torch.nn.Linear(1, 1)), "--module a:b"),
+    ],
+)
+def test_what_is_said_of_a_module_and_would_not_be_heeded_is_refused(
+    source: ModuleSource, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"{words} .*leave"):
+        export_module(source, tmp_path / "out", Request())
+
+
+@pytest.mark.parametrize("given", [{"dynamic": {"input_ids": {0: "n"}}}, {"example_inputs": [1]}])
+def test_axes_of_a_decoder_are_its_own(given: dict[str, Any], pristine: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is for models without a cache; .*leave it out"):
+        truecast.export(pristine, tmp_path / "out", precision="fp32", **given)
+
+
+@pytest.mark.parametrize("damage", ["{", "[" * 100_000, "[]", '{"eos_token_id": "</s>"}', '{"eos_token_id": [1, 2.5]}'])
+def test_a_damaged_generation_config_is_refused_before_work(
+    damage: str, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Path(shutil.copytree(pristine, tmp_path / "checkpoint"))
+    (checkpoint / "generation_config.json").write_text(damage)
+    monkeypatch.setattr(exporting, "_cast", lambda *_: pytest.fail("it was traced"))
+    with pytest.raises(InputError, match=r"generation_config.json"):
+        export(checkpoint, tmp_path / "out", Request())
+
+
+def test_a_disk_too_small_for_the_estimate_is_refused_before_work(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    monkeypatch.setattr(exporting, "_cast", lambda *_: pytest.fail("it was traced"))
+    monkeypatch.setattr("truecast.exporting_modules.trace_module", lambda *_: pytest.fail("it was traced"))
+    with pytest.raises(InputError, match=r"The disk has 4.10 kB free, but the weights need .* kB"):
+        export(pristine, tmp_path / "out", Request(precision="int4"))
+    source = ModuleSource(module=torch.nn.Linear(100, 100), example_inputs=torch.zeros(2, 100))
+    with pytest.raises(InputError, match=r"but the weights need 40.40 kB"):
+        export_module(source, tmp_path / "out", Request())
+    assert not list(tmp_path.iterdir())
 
 
 # Orchestration: the moves stand in ------------------------------------------------------------------------------------
@@ -130,12 +206,11 @@ def test_force_replaces_an_artifact(out: Path, source: Path) -> None:
 def test_a_source_in_the_folder_that_would_be_replaced_is_refused(out: Path, source: Path) -> None:
     link = out.with_name("link")
     link.symlink_to(out)
-    text = link / "content"
-    for given, request_ in ((link, Request()), (source, Request(precision="int4", calibration=text))):
+    for given, text in ((link, None), (source, link / "content")):
         with pytest.raises(InputError, match=r"lies in .*out, which would be replaced"):
-            export(given, out, request_, force=True)
+            export(given, out, Request(precision="int4", calibration=text), force=True)
         with pytest.raises(InputError, match=r"lies in .*out, which would be replaced"):
-            export_module(ModuleSource(given), out, request_, force=True)
+            export_module(ModuleSource(given), out, Request(precision="int8-dynamic", calibration=text), force=True)
     assert (out / "content").read_text() == "old"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from truecast.artifact import Certificate, Manifest, read_manifest
 from truecast.checkpoint.tasks import GENERATION
+from truecast.errors import InputError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -84,16 +85,27 @@ class Artifact:
         against: Any = None,
         progress: Progress | None = None,
         example_inputs: Any = None,
+        trust_remote_code: bool = False,
     ) -> Certificate:
         """Proves the artifact again, against its source or `against`; changes nothing on disk.
 
         `against` is a checkpoint's path, or the module with its `example_inputs` where only memory held it.
+        `trust_remote_code` lets code that comes with the checkpoint run, for an artifact that was exported so.
         """
         from truecast.proof import verify
 
         if against is None or isinstance(against, Path | str):
-            return verify(self.folder, None if against is None else Path(against), progress=progress)
-        return verify(self.folder, None, progress=progress, module=against, example_inputs=example_inputs)
+            place, module = None if against is None else Path(against), None
+        else:
+            place, module = None, against
+        return verify(
+            self.folder,
+            place,
+            progress,
+            trust_remote_code=trust_remote_code,
+            module=module,
+            example_inputs=example_inputs,
+        )
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -197,6 +209,9 @@ def export(
     )
     if not without_cache:
         assert place is not None
+        if dynamic is not None or example_inputs is not None:
+            word = "--dynamic" if dynamic is not None else "example_inputs"
+            raise InputError(f"{word} is for models without a cache; a decoder's axes are its own, leave it out.")
         folder = exporting.export(place, out, request, verify=verify, force=force, progress=progress)
         return Artifact(folder, provider)
     from truecast.exporting_modules import ModuleSource, export_module
@@ -284,6 +299,7 @@ def study(
     cluster: str | None = None,
     watch: Watch | None = None,
     again: bool = False,
+    trust_remote_code: bool = False,
 ) -> Report:
     """Measures the variants of a plan side by side, and writes report.json, report.md and report.html.
 
@@ -294,10 +310,13 @@ def study(
         cluster: `ray` or `ray://HOST:PORT`, to run there.
         watch: called with a variant's name, what happens to it, and its row once there is one.
         again: whether to measure what is measured already; exports are kept.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         InputError: the plan, its rows or its model cannot be used, or `out` is something else.
     """
     from truecast.study import read_plan, run_study
 
-    return run_study(read_plan(Path(plan)), out, jobs, cluster, watch, again)
+    wanted = read_plan(Path(plan))
+    trusted = wanted.model.model_copy(update={"trust_remote_code": wanted.model.trust_remote_code or trust_remote_code})
+    return run_study(wanted.model_copy(update={"model": trusted}), out, jobs, cluster, watch, again)

@@ -36,10 +36,11 @@ from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
 from truecast.dialects.ort.fuse import fuse_rotary, pack_heads
 from truecast.errors import InputError
-from truecast.publishing import published, require_apart, require_free
+from truecast.inspection.costs import weight_bytes
+from truecast.publishing import published, require_apart, require_free, require_space
 from truecast.requesting import ACTIVATIONS, AS_IS, PRECISIONS, Request
 from truecast.targets import Padding, Target, find_target
-from truecast.targets.side_files import context_length, write_side_files
+from truecast.targets.side_files import context_length, eos_token_ids, write_side_files
 from truecast.trace.decoder import Trace, trace_decoder
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical
@@ -56,6 +57,8 @@ from truecast.weights.writer import attach, attach_links, link_weights, write_we
 
 __all__ = ["ACTIVATIONS", "PRECISIONS", "Progress", "Request", "export"]
 
+ESTIMATE = 0.9
+"""Part of an estimate of weights that is sure to be needed: tables may be shared, and some tensors ignored."""
 DATA_NAME = f"{GRAPH_NAME}.data"
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the amount done and the amount in all."""
@@ -90,13 +93,24 @@ def export(
     texts = () if request.calibration is None else read_texts(request.calibration)
     report = progress or (lambda stage, done, total: None)
 
+    eos_token_ids(checkpoint)  # whose files may be damaged
+
     def make(staging: Path) -> Manifest:
+        require_space(staging, _least_bytes(checkpoint, request))
         if request.method in CALIBRATED:
             return _calibrated(checkpoint, staging, request, texts, verify, report)
         manifest = _cast(checkpoint, staging, request, report, texts)
         return _certified(staging, checkpoint, manifest, request, texts, verify, report)
 
     return published(out, make, force)
+
+
+def _least_bytes(checkpoint: Checkpoint, request: Request) -> int:
+    """Bytes that the weights take at least, before anything is known but the headers."""
+    if request.link_weights:
+        return 0
+    sizes = (weight_bytes(checkpoint, precision, request.block_size).disk for precision in request.precisions)
+    return int(ESTIMATE * min(sizes))
 
 
 def _certified(

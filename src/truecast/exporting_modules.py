@@ -38,7 +38,7 @@ from truecast.errors import InputError
 from truecast.exporting import Progress, rule_chooser, with_files, write
 from truecast.halves.making import by_reach, by_rule, find_examples, with_islands
 from truecast.measure.environment import environment
-from truecast.publishing import published, require_apart, require_free
+from truecast.publishing import published, require_apart, require_free, require_space
 from truecast.requesting import Request
 from truecast.runtime.providers import open_session
 from truecast.targets import Target, find_target
@@ -88,6 +88,7 @@ def export_module(
     """
     out = Path(out)
     request.check_module()
+    _check_source(source, request)
     require_free(out, force)
     require_apart(out, (*([] if source.path is None else [source.path]), *request.paths))
     report = progress or (lambda stage, done, total: None)
@@ -108,6 +109,20 @@ def export_module(
         return manifest.model_copy(update={"certificate": certificate})
 
     return published(out, make, force)
+
+
+def _check_source(source: ModuleSource, request: Request) -> None:
+    """Raises InputError for what is given and would not be heeded."""
+    if source.module is None and source.factory is None:
+        if source.example_inputs is not None:
+            raise InputError(f"example_inputs are for a module, and {source.path} is a checkpoint; leave them out.")
+        return
+    if source.module is not None and source.factory is not None:
+        raise InputError(f"--module {source.factory} makes a module, but one is given already; leave one of them out.")
+    if source.task is not None:
+        raise InputError(f"--task {source.task} is for a checkpoint's own files; a module has none, leave it out.")
+    if request.link_weights:
+        raise InputError("--link-weights is for a checkpoint's own files; a module has none, leave it out.")
 
 
 def _seen(source: ModuleSource, beside: Path, request: Request, report: Progress) -> dict[str, Seen]:
@@ -183,6 +198,8 @@ def _write(
             f"{type(author.module).__name__} is a mixture of experts ({next(iter(experts))}) without a cache; "
             "so far experts are cast in decoders only, for text generation."
         )
+    count = sum(parameter.numel() for parameter in author.module.parameters())
+    require_space(folder, count * request.least_bits // 8)
     operators = dialect(dialect_name, request.opset)
     trace = trace_torchscript(author, request.opset or LATEST) if recorded else trace_module(author, operators)
     report("trace", 1, 1)

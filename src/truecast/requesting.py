@@ -71,13 +71,11 @@ class Request:
         self._check_opset()
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("activations", self.activations, ACTIVATIONS)
-        if self.link_weights and self.precision != "fp32":
-            raise InputError(
-                f"--link-weights keeps float32 bytes as they are; {self.precision} has none, leave it out."
-            )
+        self._check_links()
         for rule in self.rules:
             _one_of("precision of decoders", rule.precision, PRECISIONS)
         self._check_codes()
+        self._check_blocks()
         self._check_cache()
         if self.adapter is not None and self.method in CALIBRATED:
             raise InputError(
@@ -110,6 +108,7 @@ class Request:
             )
         self._check_integers()
         self._check_half()
+        self._check_module_codes()
 
     def _check_half(self) -> None:
         half = self.half
@@ -185,9 +184,38 @@ class Request:
             require_library(self.method, int(self.precision.removeprefix("int")))
         if self.calibration is not None and not self.makes_codes and self.cache_bits is None:
             raise InputError(f"--calibration tells what int4 and int8 cost; {self.precision} has none, leave it out.")
+
+    def _check_links(self) -> None:
+        if self.link_weights and self.precision != "fp32":
+            raise InputError(
+                f"--link-weights keeps float32 bytes as they are; {self.precision} has none, leave it out."
+            )
+
+    def _check_blocks(self) -> None:
+        """Raises InputError for a block size that no operator takes, and for one that nothing would heed."""
         if self.makes_codes and self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise InputError(f"MatMulNBits does not take the block size {self.block_size}; choose one of {sizes}.")
+        if not self.makes_codes and self.block_size != Request.block_size:
+            raise InputError(f"--block-size is for int8 and int4; {self.precision} has no blocks, leave it out.")
+        if not self.makes_codes and AS_IS not in self.precisions and self.activations != Request.activations:
+            raise InputError(
+                f"--activations is for products of codes in blocks; {self.precision} has none, leave it out."
+            )
+
+    def _check_module_codes(self) -> None:
+        """Raises InputError for what modules without a cache would not heed."""
+        _one_of("activations", self.activations, ACTIVATIONS)
+        self._check_links()
+        self._check_blocks()
+        if self.method != DEFAULT_METHOD and not self.makes_codes:
+            raise InputError(f"--method {self.method} makes codes in blocks; {self.precision} has none, leave it out.")
+        measured = self.makes_integers or (self.half is not None and not self.half.providers)
+        if self.calibration is not None and not measured:
+            raise InputError(
+                f"--calibration is for {', '.join(INTEGERS)} and fp16 to measure on; {self.precision} measures "
+                "nothing, leave it out."
+            )
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -203,6 +231,14 @@ class Request:
     def precisions(self) -> tuple[str, ...]:
         """The precision asked for, and those of the rules."""
         return (self.precision, *(rule.precision for rule in self.rules))
+
+    @property
+    def least_bits(self) -> int:
+        """Bits that a weight takes at least, of those that become floats or codes; 0 where the checkpoint decides."""
+        if self.link_weights or AS_IS in self.precisions:
+            return 0
+        bits = {"fp32": 32, "int4": 4} | dict.fromkeys(HALVES, 16)
+        return min(bits.get(name, 8) for name in self.precisions)
 
     @property
     def makes_codes(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from truecast.cli import main
+from truecast.cli.progress import SIGN
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,14 @@ class Answer:
     err: str
 
     @property
+    def complaints(self) -> list[str]:
+        """The lines of standard error but those of progress."""
+        return [line for line in self.err.splitlines() if not line.startswith(SIGN)]
+
+    @property
     def sentence(self) -> str:
-        """The one line of standard error; more or less than one line is a failure."""
-        (line,) = self.err.splitlines()
+        """The one line of standard error beside those of progress; more or less than one line is a failure."""
+        (line,) = self.complaints
         return line
 
 

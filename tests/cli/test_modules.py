@@ -47,18 +47,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_task_is_exported_and_proven_again(truecast_: Command, source: Path, tmp_path: Path) -> None:
     words = ("--task", "text-classification", "--precision", "int8", "--json")
     answer = truecast_("export", source, tmp_path / "out", *words)
-    assert (answer.status, answer.err) == (0, "")
+    assert (answer.status, answer.complaints) == (0, [])
     assert json.loads(answer.out)["status"] == "proven"
     assert truecast.open(tmp_path / "out").manifest.task == "text-classification"
     again = truecast_("verify", tmp_path / "out")
-    assert (again.status, again.err) == (0, "")
+    assert (again.status, again.complaints) == (0, [])
     assert "is proven: " in again.out
 
 
 def test_a_factory_is_exported_and_proven_again(truecast_: Command, package: str, tmp_path: Path) -> None:
     words = ("--module", f"{package}:with_examples", "--dynamic", "input.0=rows", "--dynamic", "input.1=length=1..64")
     answer = truecast_("export", tmp_path, tmp_path / "out", *words)
-    assert (answer.status, answer.err) == (0, "")
+    assert (answer.status, answer.complaints) == (0, [])
     manifest = truecast.open(tmp_path / "out").manifest
     assert manifest.certificate.status is Status.PROVEN
     assert (manifest.precision, manifest.settings["module"]) == ("fp32", f"{package}:with_examples")

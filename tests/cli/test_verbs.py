@@ -44,7 +44,7 @@ def test_inspect_as_json_is_the_inspection(truecast_: Command, pristine: Path) -
 
 def test_export_chooses_a_precision_says_why_and_publishes(truecast_: Command, pristine: Path, tmp_path: Path) -> None:
     answer = truecast_("export", pristine, tmp_path / "out")
-    assert (answer.status, answer.err) == (0, "")
+    assert (answer.status, answer.complaints) == (0, [])
     assert "int4, because each new token reads every weight once" in answer.out
     assert str(tmp_path / "out") in answer.out
     assert "proven: " in answer.out
@@ -88,7 +88,7 @@ def test_a_failed_proof_gives_status_1_and_keeps_the_result_apart(
 
 def test_verify_prints_a_row_for_each_tier_and_the_verdict(truecast_: Command, pristine_artifact: Path) -> None:
     answer = truecast_("verify", pristine_artifact)
-    assert (answer.status, answer.err) == (0, "")
+    assert (answer.status, answer.complaints) == (0, [])
     certificate = truecast.open(pristine_artifact).manifest.certificate
     tiers = {check.tier for check in certificate.checks} | {"files"}
     rows = [line for line in answer.out.splitlines() if line.startswith("│")]

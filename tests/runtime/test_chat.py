@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tests.runtime.tokenizer_files import byte_level, write_tokenizer
 from truecast.errors import InputError
@@ -88,3 +89,47 @@ def test_what_a_template_refuses_or_may_not_do_is_said(template: str, message: s
 def test_a_template_that_is_not_valid_is_refused_when_opened() -> None:
     with pytest.raises(InputError, match="not valid"):
         ChatTemplate("{% for %}", {})
+
+
+ENDLESS = {
+    "loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+    "an exponential macro": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+    "a macro of itself": "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
+    "a long text": "{{ 'a' * 99999999999 }}",
+    "a long list": "{% set x = [0] * 99999999999 %}",
+    "doubling": "{% set n = namespace(s='a') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "doubling sums": "{% set n = namespace(s='a') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
+    "doubling blocks": "{% set n = namespace(s='a') %}{% for i in range(99) %}"
+    "{% set n.s %}{{ n.s }}{{ n.s }}{% endset %}{% endfor %}",
+    "a width": "{{ '%99999999999d' % 1 }}",
+    "a width in braces": "{{ '{:99999999999}'.format(1) }}",
+    "a padded text": "{{ 'a'.ljust(99999999999) }}",
+    "a centred text": "{{ 'a'|center(99999999999) }}",
+    "a joined text": "{{ range(9999)|join('x' * 99999) }}",
+    "a replaced text": "{{ ('a' * 9999)|replace('a', 'b' * 99999) }}",
+    "division by zero": "{{ 1 / 0 }}",
+    "overflow": "{{ 2.0 ** 99999 }}",
+    "nested blocks": "{% if 1 %}" * 5000 + "{% endif %}" * 5000,
+    "nested brackets": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "a wrong argument": "{{ strftime_now(3) }}",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_template_that_fails_or_does_not_end_is_refused(kind: str) -> None:
+    with pytest.raises(InputError, match=r"The chat template (is not valid|refuses this conversation)"):
+        ChatTemplate(ENDLESS[kind], {}).render([])
+
+
+def test_bounded_operations_give_what_jinja2_gives() -> None:
+    source = (
+        "{{ [1, 2]|join(', ') }} {{ messages|join('-', attribute='role') }} {{ 'aXbX'|replace('X', 'y') }} "
+        "{{ 'aXbX'.replace('X', 'y', 1) }} {{ ','.join(['a', 'b']) }} {{ '%s' % 3 }} {{ '{}-{}'.format(1, 2) }} "
+        "{{ 'ab\ncd'|indent }} {{ 'a,b,c'.split(',', 1) }} {{ 'x'|center(5) }} {{ 1 ~ 'a' ~ none }} {{ [1] + [2] }} "
+        "{% for m in messages %}{{ loop.index }}{{ loop.last }}{{ loop.length }}{% endfor %}"
+        "{% for k, v in messages[0]|dictsort %}{{ k }}{% endfor %}"
+        "{% for x in messages|map(attribute='role') %}{{ x }}{% endfor %}"
+    )
+    plain = ImmutableSandboxedEnvironment().from_string(source).render(messages=MESSAGES)
+    assert ChatTemplate(source, {}).render(MESSAGES) == plain

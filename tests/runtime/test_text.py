@@ -1,5 +1,6 @@
 """Text to tokens and back: as transformers does it, and in pieces that are whole characters."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,4 +109,25 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str, content:
     else:
         (folder / name).write_bytes(content)
     with pytest.raises(InputError, match=name.replace(".", r"\.")):
-        TextCodec.open(folder)
+        assert TextCodec.open(folder).special_tokens
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])
+def test_a_damaged_file_that_text_does_not_need_does_not_matter(name: str, tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path, byte_level())
+    adds = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokenizer = json.loads((folder / "tokenizer.json").read_bytes()) | {"post_processor": adds}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / name).write_bytes(b"\xff[" * 5000)
+    codec = TextCodec.open(folder)
+    assert codec.decode(codec.encode("hello")) == "hello"
+    with pytest.raises(InputError, match=name.replace(".", r"\.")):
+        codec.encode_chat([{"role": "user", "content": "hello"}])
+
+
+@pytest.mark.parametrize("text", ["\udcff\udcfe", "a\ud800"])
+def test_half_a_surrogate_pair_is_no_text(text: str, tmp_path: Path) -> None:
+    codec = TextCodec.open(write_tokenizer(tmp_path, byte_level()))
+    with pytest.raises(InputError, match=r"Character [12] of the text is no Unicode character"):
+        codec.encode(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -126,17 +127,27 @@ def test_only_a_few_chunks_are_in_memory_at_once(tmp_path: Path, monkeypatch: py
 
 def test_a_disk_without_the_space_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, size = layout(bindings())
-    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=size - 1, f_frsize=1))
-    with pytest.raises(InputError, match="free some space or choose another folder"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=size - 1))
+    with pytest.raises(InputError, match="free some space or choose a folder on another disk"):
         write_weights(tmp_path / "data", bindings())
     assert not (tmp_path / "data").exists()
 
 
 def test_a_disk_with_exactly_the_space_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(f_bavail=10, f_frsize=512))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5120))
     require_space(tmp_path, 5120)
+    with pytest.raises(InputError, match=r"has 5.12 kB free, but the weights need 30.00 MB"):
+        require_space(tmp_path, 30_000_000)
     with pytest.raises(InputError):
         require_space(tmp_path, 5121)
+
+
+def test_a_system_without_linux_calls_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_weights(tmp_path / "here", bindings())
+    for name in ("pwrite", "sched_getaffinity"):
+        monkeypatch.delattr(os, name)
+    write_weights(tmp_path / "there", bindings())
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
 
 
 def test_initializers_refer_to_their_place(tmp_path: Path) -> None:

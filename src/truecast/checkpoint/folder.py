@@ -28,7 +28,7 @@ from truecast.checkpoint.token_ids import without_stray_padding
 from truecast.checkpoint.wrappers import unwrapped
 from truecast.errors import InputError
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, GENERATION_FILE = "config.json", "generation_config.json"
 WEIGHTS_KEY = "transformers_weights"
 """Where config.json names the file that holds the weights."""
 FLOAT_KEY = "__float__"
@@ -36,7 +36,7 @@ FLOAT_KEY = "__float__"
 FLOATS: Mapping[str, float] = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 SIDE_FILE_NAMES = (
     CONFIG_NAME,
-    "generation_config.json",
+    GENERATION_FILE,
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -155,3 +155,16 @@ def side_files(folder: Path) -> dict[str, Callable[[], bytes]]:
     if (folder / MODULES_FILE).is_file():  # the settings of each module are in a folder of its own
         files += sorted(folder.glob("*_*/config.json"))
     return {str(file.relative_to(folder)): file.read_bytes for file in files if file.is_file()}
+
+
+def read_side_file(files: Mapping[str, Callable[[], bytes]], name: str) -> Mapping[str, Any]:
+    """The JSON object in a side file, empty where there is none; raises InputError when it is damaged."""
+    if name not in files:
+        return {}
+    try:
+        content = json.loads(files[name]())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"The checkpoint's {name} is not readable JSON ({error}); restore it.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"The checkpoint's {name} holds no JSON object; restore it from the model's source.")
+    return content

@@ -28,6 +28,8 @@ def open_checkpoint(path: Path | str, adapter: Path | str | None = None) -> Chec
     Raises:
         InputError: a path is missing, unreadable, of an unknown format, truncated or corrupt.
     """
+    if path == "":
+        raise InputError("No checkpoint is given; give a Hugging Face folder or a GGUF file on this machine.")
     path = Path(path).expanduser()
     try:
         checkpoint = _open(path)
@@ -61,6 +63,8 @@ def _open(path: Path) -> Checkpoint:
         return _open_directory(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a Hugging Face folder or a GGUF file on this machine.")
+    if not path.is_file():
+        raise InputError(f"{path} is a pipe, a socket or a device; give a Hugging Face folder or a GGUF file.")
     return _open_file(path)
 
 

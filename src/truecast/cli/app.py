@@ -8,8 +8,14 @@ import typer
 
 from truecast import __version__
 from truecast.cli import options as given
+from truecast.cli.verbs import Verb
 
-app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def _version(wanted: bool) -> None:
@@ -27,7 +33,7 @@ def truecast(
     """Casts Hugging Face checkpoints to ONNX and proves that the result is still the same model."""
 
 
-@app.command()
+@app.command(cls=Verb)
 def inspect(source: given.SourcePath, as_json: given.AsJson = False) -> int:
     """Says what a checkpoint is.
 
@@ -39,7 +45,7 @@ def inspect(source: given.SourcePath, as_json: given.AsJson = False) -> int:
     return show.inspected(api.inspect(source), as_json)
 
 
-@app.command()
+@app.command(cls=Verb)
 def export(
     source: given.SourcePath,
     out: given.NewFolder,
@@ -110,11 +116,12 @@ def export(
     return show.exported(artifact, chosen, meter, as_json)
 
 
-@app.command()
+@app.command(cls=Verb)
 def verify(
     out: given.ArtifactFolder,
     against: given.Against = None,
     every_check: given.EveryCheck = False,
+    trust_remote_code: given.TrustRemoteCode = False,
     as_json: given.AsJson = False,
 ) -> int:
     """Proves an artifact again.
@@ -127,11 +134,11 @@ def verify(
     from truecast.cli.progress import stages
 
     with Meter() as meter, stages(f"Proving {out}") as progress:
-        certificate = api.open(out).verify(against, progress)
+        certificate = api.open(out).verify(against, progress, trust_remote_code=trust_remote_code)
     return show.verified(out, certificate, meter, as_json, every_check)
 
 
-@app.command()
+@app.command(cls=Verb)
 def diagnose(
     model: given.ModelPath,
     provider: given.AnyProvider = "cpu",
@@ -139,6 +146,7 @@ def diagnose(
     seconds: given.RunSeconds = 60.0,
     fix: given.FixIt = False,
     session: given.SessionKeys = None,
+    trust_remote_code: given.NothingToTrust = False,
     as_json: given.AsJson = False,
 ) -> int:
     """Finds what goes wrong in silence with an ONNX file, whoever made it.
@@ -155,13 +163,14 @@ def diagnose(
     return show.diagnosed(diagnosis, api.repair(model, seconds) if fix else None, as_json)
 
 
-@app.command()
+@app.command(cls=Verb)
 def study(
     plan: given.PlanPath,
     out: given.StudyFolder,
     jobs: given.Jobs = 1,
     on: given.Cluster = None,
     again: given.Again = False,
+    trust_remote_code: given.TrustRemoteCode = False,
     as_json: given.AsJson = False,
 ) -> int:
     """Measures variants of a model side by side.
@@ -173,19 +182,22 @@ def study(
     from truecast.cli.variants import board
 
     with board(f"Studying {plan}") as watch:
-        report = api.study(plan, out, jobs=jobs, cluster=on, watch=watch, again=again)
+        report = api.study(
+            plan, out, jobs=jobs, cluster=on, watch=watch, again=again, trust_remote_code=trust_remote_code
+        )
     return show.studied(report, out, as_json)
 
 
-@app.command()
+@app.command(cls=Verb)
 def run(
     out: given.ArtifactFolder,
     prompt: given.Prompt,
-    max_new_tokens: given.MaxNewTokens = 256,
+    max_new_tokens: given.MaxNewTokens = given.DEFAULT_MAX_NEW_TOKENS,
     temperature: given.Temperature = 0.0,
     top_k: given.TopK = 0,
     top_p: given.TopP = 1.0,
     seed: given.Seed = None,
+    trust_remote_code: given.NothingToTrust = False,
     as_json: given.AsJson = False,
 ) -> int:
     """Continues a text, or says what an encoder makes of it.
@@ -196,6 +208,8 @@ def run(
     from truecast.cli import show
 
     artifact = api.open(out)
+    choices = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    given.require_heeded(artifact.manifest.graph.cache is not None, max_new_tokens, choices)
     if artifact.manifest.graph.cache is None:
         return show.answered(artifact.answer(prompt), as_json)
     generation = artifact.generate(

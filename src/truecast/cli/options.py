@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,10 @@ from typing import Annotated
 import typer
 
 from truecast.errors import InputError
+
+NEUTRAL: Mapping[str, float | int | None] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": None}
+"""What takes the likeliest token."""
+DEFAULT_MAX_NEW_TOKENS = 256
 
 
 def require_known(what: str, value: str, known: Iterable[str]) -> str:
@@ -112,6 +116,22 @@ def _calibration_method(value: str) -> str:
 
 def _kv_cache(value: str) -> str:
     return require_known("kind of cache", value, ("float", "int8", "int4"))
+
+
+def require_heeded(generates: bool, max_new_tokens: int, choices: Mapping[str, float | int | None]) -> None:
+    """Raises InputError for an option of `run` that the artifact, or the likeliest token always, has no use for."""
+    from truecast.runtime.sampling import Sampling
+
+    Sampling(**choices)  # type: ignore[arg-type]  # says first what is outside its range
+    changed = [name for name, value in choices.items() if value != NEUTRAL[name]]
+    if not generates and (changed or max_new_tokens != DEFAULT_MAX_NEW_TOKENS):
+        option = (changed or ["max_new_tokens"])[0].replace("_", "-")
+        raise InputError(f"--{option} is for language models; this artifact generates nothing, leave it out.")
+    if changed and not choices["temperature"]:
+        raise InputError(
+            f"--{changed[0].replace('_', '-')} chooses among tokens, but at --temperature 0 the likeliest is taken; "
+            "give a --temperature above 0, or leave it out."
+        )
 
 
 SourcePath = Annotated[
@@ -237,6 +257,9 @@ NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the proof; the
 Force = Annotated[bool, typer.Option("--force", help="Replace the artifact at OUT.")]
 LinkWeights = Annotated[
     bool, typer.Option("--link-weights", help="Refer to the checkpoint's own bytes where possible (fp32).")
+]
+NothingToTrust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Taken for the like of `export`; here no such code runs.")
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code that comes with the checkpoint run.")

@@ -1,8 +1,9 @@
-"""Progress of long work on a terminal, on standard error; silent when the output goes elsewhere."""
+"""Progress of long work, on standard error: bars on a terminal, a line for each stage elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from truecast.cli.talk import TALK
+
+SIGN = "·"
+"""What lines of progress begin with, so that they can be told from an error."""
 Report = Callable[[str, int, int], None]
 """Called with the name of a stage, the amount done and the amount in all."""
 
@@ -52,11 +57,42 @@ class Stages:
         self._display.update(self._tasks[stage], completed=done, total=shown)
 
 
+class Lines:
+    """A line on standard error when a stage begins; `timed`, when it ends, too."""
+
+    def __init__(self, timed: bool) -> None:
+        self._timed, self._stage, self._began = timed, "", 0.0
+        self._seen: set[str] = set()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Notes that `done` of `total` steps of `stage` are done."""
+        if stage in self._seen:
+            return
+        self.end()
+        self._seen.add(stage)
+        self._stage, self._began = stage, time.monotonic()
+        print(f"{SIGN} {stage}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Says how long the stage under way took."""
+        if self._timed and self._stage:
+            print(f"{SIGN} {self._stage}: {time.monotonic() - self._began:.1f} s", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def stages(title: str) -> Iterator[Report | None]:
-    """A display of stages under `title`, or None when standard output or standard error is no terminal."""
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+    """A display of stages under `title`; where standard output or standard error is no terminal, a line for each.
+
+    None where a quiet command was asked for.
+    """
+    talk = TALK.get()
+    if talk.quiet:
         yield None
+        return
+    if talk.verbose or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        lines = Lines(talk.verbose)
+        yield lines
+        lines.end()
         return
     console = Console(stderr=True)
     console.print(title, markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""Progress of a study on a terminal, on standard error: a line per variant; silent when the output goes elsewhere."""
+"""Progress of a study, on standard error: a line per variant on a terminal, a line for each event elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from truecast.cli.progress import SIGN
+from truecast.cli.talk import TALK
 
 if TYPE_CHECKING:
     from truecast.study.local import Event, Watch
@@ -43,11 +46,23 @@ def outcome(row: Row) -> str:
     return f"{cell.p50:#.3g} ms at batch {cell.batch} of {cell.length} tokens"
 
 
+def _line(name: str, event: Event, row: Row | None) -> None:
+    if event != "waiting":
+        print(f"{SIGN} {name}: {event if row is None else outcome(row)}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def board(title: str) -> Iterator[Watch | None]:
-    """A display under `title`, or None when standard output or standard error is no terminal."""
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+    """A display under `title`; where standard output or standard error is no terminal, a line for each event.
+
+    None where a quiet command was asked for.
+    """
+    talk = TALK.get()
+    if talk.quiet:
         yield None
+        return
+    if talk.verbose or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        yield _line
         return
     console = Console(stderr=True)
     console.print(title, markup=False, highlight=False)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from truecast.artifact import Certificate, Check, GraphInfo, Manifest, Status, TensorInfo
+from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.memory import STATE, state_digest
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.measure.environment import environment
 from truecast.proof.files import TIER, data_files, files_check, named_adapter, source_check
 from truecast.proof.modules import prove_module
+from truecast.proof.pairing import paired, require_pair
 from truecast.proof.tally import counted
 from truecast.trace.opening import ModuleSource, open_author
 
@@ -32,13 +34,16 @@ def verify_module(
     """
     report = progress or (lambda stage, done, total: None)
     named = _named(folder, manifest, source)
+    if named.factory is None and named.module is None and named.path is not None:
+        require_pair(folder, manifest, open_checkpoint(named.path))
     data = data_files(folder, manifest)
     checks = [files_check(folder, manifest, data, report)]
     _, checkpoint = open_author(named)
     checks.append(_source_check(manifest, checkpoint, report))
     if not all((folder / name).is_file() for name in (*manifest.files, *data)):
         return Certificate(status=Status.FAILED, environment=environment(), checks=checks)
-    proof = prove_module(folder, named, manifest, progress=progress)
+    with paired(folder, checkpoint, checks[-1].passed):
+        proof = prove_module(folder, named, manifest, progress=progress)
     held = proof.status is Status.PROVEN and all(check.passed for check in checks)
     status = Status.PROVEN if held else Status.FAILED
     return proof.model_copy(update={"status": status, "checks": [*checks, *proof.checks]})

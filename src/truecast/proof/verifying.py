@@ -13,6 +13,7 @@ from truecast.errors import InputError
 from truecast.measure.environment import environment
 from truecast.proof.files import data_files, files_check, named_adapter, source_check
 from truecast.proof.module_verifying import verify_module
+from truecast.proof.pairing import paired, require_pair, require_used
 from truecast.proof.proving import prove
 from truecast.trace.opening import ModuleSource
 
@@ -38,17 +39,20 @@ def verify(
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    require_used(folder, manifest, module, example_inputs)
     if manifest.graph.cache is None:
         path = None if against is None else Path(against)
         source = ModuleSource(path, module, example_inputs=example_inputs, trust_remote_code=trust_remote_code)
         return verify_module(folder, manifest, source, progress)
     checkpoint = _source(folder, manifest, against)
+    require_pair(folder, manifest, checkpoint)
     report = progress or (lambda stage, done, total: None)
     data = data_files(folder, manifest)
     checks = [files_check(folder, manifest, data, report), source_check(manifest, checkpoint, report)]
     if not all((folder / name).is_file() for name in (*manifest.files, *data)):
         return Certificate(status=Status.FAILED, environment=environment(), checks=checks)
-    proof = prove(folder, checkpoint, manifest, progress=progress, trust_remote_code=trust_remote_code)
+    with paired(folder, checkpoint, checks[1].passed):
+        proof = prove(folder, checkpoint, manifest, progress=progress, trust_remote_code=trust_remote_code)
     held = proof.status is Status.PROVEN and all(check.passed for check in checks)
     status = Status.PROVEN if held else Status.FAILED
     return proof.model_copy(update={"status": status, "checks": [*checks, *proof.checks]})

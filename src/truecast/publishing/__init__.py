@@ -5,5 +5,6 @@ Only files that an artifact's own manifest lists, and the folders of truecast's 
 
 from truecast.publishing.owned import remove_artifact, require_apart, require_free
 from truecast.publishing.publish import published
+from truecast.publishing.space import require_space
 
-__all__ = ["published", "remove_artifact", "require_apart", "require_free"]
+__all__ = ["published", "remove_artifact", "require_apart", "require_free", "require_space"]

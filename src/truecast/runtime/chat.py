@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from truecast.errors import InputError
+from truecast.runtime.bounds import BoundedEnvironment
 
 
 class ChatTemplate:
@@ -24,23 +24,26 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = special_tokens
+        self._environment = _environment()
         try:
-            self._template = _environment().from_string(source)
-        except TemplateError as error:
-            raise InputError(f"The chat template is not valid ({error}); correct chat_template.jinja.") from error
+            code = self._environment.bounded_code(source)
+        except Exception as error:  # nesting too deep for jinja2 or for Python ends in many kinds
+            raise InputError(f"The chat template is not valid ({_told(error)}); correct it.") from error
+        self._template = Template.from_code(self._environment, code, self._environment.make_globals(None))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
         """The text of `messages` ({"role": …, "content": …}); `variables` are what the template knows, such as `tools`.
 
-        Raises InputError when the template refuses the conversation.
+        Raises InputError when the template refuses the conversation, fails, or takes too long (`bounds`).
         """
+        self._environment.restart()
         values = {"tools": None, "documents": None, **self._special_tokens, **variables}
         try:
             return self._template.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **values)
-        except (TemplateError, TypeError) as error:
-            raise InputError(f"The chat template refuses this conversation: {error}") from error
+        except Exception as error:  # the template's own code, which may do anything that the sandbox lets it
+            raise InputError(f"The chat template refuses this conversation: {_told(error)}.") from error
 
 
 class _GenerationTag(Extension):
@@ -54,10 +57,14 @@ class _GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
+def _told(error: Exception) -> str:
+    """What an error says, in one line; its kind, where a template author did not write it."""
+    said = " ".join(str(error).split()).rstrip(".")
+    return said if isinstance(error, TemplateError) else f"{type(error).__name__}: {said}".rstrip(": ")
+
+
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _now

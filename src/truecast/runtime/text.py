@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,14 +27,14 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 class TextCodec:
     """A tokenizer with its special tokens and chat template.
 
-    `special_tokens` maps a role (`bos_token`, `eos_token`, …) to the token's text.
+    Other files of `folder` than tokenizer.json are read when they are first needed: a damaged one that a use does not
+    need does not stop it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, special_tokens: Mapping[str, str], chat: str | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, folder: Path) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.tokenizer, self.special_tokens = tokenizer, special_tokens
-        self._template = ChatTemplate(chat, special_tokens) if chat is not None else None
+        self.tokenizer, self._folder = tokenizer, folder
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
@@ -46,17 +47,38 @@ class TextCodec:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
             raise InputError(f"{path} cannot be read ({error}); copy it from the checkpoint again.") from error
-        config = read_json(folder / CONFIG_FILE)
-        special = special_tokens({**read_json(folder / MAP_FILE), **config})
-        return cls(tokenizer, special, chat_template(folder, config))
+        return cls(tokenizer, folder)
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        return read_json(self._folder / CONFIG_FILE)
+
+    @cached_property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of special tokens, by role (`bos_token`, `eos_token`, …)."""
+        return special_tokens({**read_json(self._folder / MAP_FILE), **self._config})
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        source = chat_template(self._folder, self._config)
+        return None if source is None else ChatTemplate(source, self.special_tokens)
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `render_chat` can be used."""
+        """Whether `encode_chat` can be used; raises InputError for a template that is damaged."""
         return self._template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, with the special tokens that the tokenizer puts around a text unless told not to."""
+        """Token ids of `text`, with the special tokens that the tokenizer puts around a text unless told not to.
+
+        Raises InputError for half a surrogate pair, which is no text (Python has it for bytes that are not UTF-8).
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"Character {error.start + 1} of the text is no Unicode character; give text in UTF-8."
+            ) from error
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -120,11 +142,14 @@ def chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The chat template: chat_template.jinja, else chat_template.json, else the one in tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 ({error}); copy it from the checkpoint again.") from error
     template = read_json(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
     return template if isinstance(template, str) else None
 
 
@@ -134,7 +159,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); copy it from the checkpoint again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object; copy it from the checkpoint again.")

@@ -49,7 +49,9 @@ def build_author(model: Model, dtype: torch.dtype) -> Author:
     if task not in CLASSES:
         raise InputError(f"{model.source} is made for {task}, which a study cannot measure; name another task.")
     try:
-        loaded, found = CLASSES[task].from_pretrained(model.source, dtype=dtype, output_loading_info=True)
+        loaded, found = CLASSES[task].from_pretrained(
+            model.source, dtype=dtype, output_loading_info=True, trust_remote_code=model.trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"transformers cannot load {model.source} for {task}: {str(error).splitlines()[0]}") from error
     if found["missing_keys"] and task not in (FEATURES, SENTENCES):  # a pooler that nobody trained is left out

@@ -67,11 +67,13 @@ class Model(_Table):
     """What is studied: a Hugging Face folder, its task, or `module`, the function that builds the author's module.
 
     `module` is `package.module:function`, or `file.py:function` beside the plan; it is called with the folder.
+    `trust_remote_code` lets code that comes with the folder run.
     """
 
     source: Path
     task: str | None = None
     module: str | None = None
+    trust_remote_code: bool = False
 
 
 class Data(_Table):
@@ -194,7 +196,7 @@ def read_plan(path: Path) -> Plan:
         raise InputError(f"There is no plan at {path}; check the path.")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no TOML ({error}); correct it there.") from error
     try:
         plan = Plan.model_validate(document)

@@ -85,7 +85,7 @@ def _watch(process: subprocess.Popen[bytes], job: Job, stopped: Callable[[], boo
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends the worker and all that it started: they are a process group of their own."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
     process.wait()
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from truecast.errors import InputError
+from truecast.requesting import AS_IS
 from truecast.study.plan import Plan, Variants
 
 REFERENCE = "torch fp32"
@@ -67,7 +68,15 @@ def _combinations(block: Variants) -> Iterable[dict[str, Any]]:
     order = [name for name in Variants.model_fields if name in lists]
     fixed = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name in SINGLE}
     for values in itertools.product(*(lists[name] for name in order)):
-        yield dict(zip(order, values, strict=True)) | fixed
+        yield _heeded(dict(zip(order, values, strict=True)) | fixed)
+
+
+def _heeded(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those of codes in blocks where a precision of the block's list makes none."""
+    precisions = [settings.get("precision", "int4"), *(rule.rpartition("=")[2] for rule in settings.get("keep", ()))]
+    made = {"int4", "int8"}.intersection(precisions)
+    idle = set() if made else {"block_size"} if AS_IS in precisions else {"block_size", "activations"}
+    return {name: value for name, value in settings.items() if name not in idle}
 
 
 def _varying(combined: list[dict[str, Any]]) -> list[str]:

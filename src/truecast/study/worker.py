@@ -124,8 +124,8 @@ def exported(job: Job) -> Answer:
     import truecast
 
     settings = {name: value for name, value in job.variant.settings.items() if name != "file"}
-    module = job.plan.model.module
-    given = {"task": job.plan.model.task, "module": module}
+    model = job.plan.model
+    given = {"trust_remote_code": model.trust_remote_code, "task": model.task, "module": model.module}
     more: dict[str, Any] = settings | {name: value for name, value in given.items() if value is not None}
     artifact = truecast.export(job.plan.model.source, job.artifact, force=True, **more)
     certificate = artifact.manifest.certificate

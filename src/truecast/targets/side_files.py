@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 
 from truecast.artifact import GraphInfo
-from truecast.checkpoint.folder import CONFIG_NAME, written_config
+from truecast.checkpoint.folder import CONFIG_NAME, GENERATION_FILE, read_side_file, written_config
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.schemes import CONFIG_KEYS
+from truecast.errors import InputError
 from truecast.targets.model import Target
 
 
@@ -36,12 +37,18 @@ def eos_token_ids(checkpoint: Checkpoint, rows: int | None = None) -> list[int]:
     """The union of what config.json and generation_config.json say: the first often lacks the end of a turn.
 
     Ids that the model's vocabulary of `rows` tokens does not have are left out: none of them is ever the next token.
+    Raises InputError where generation_config.json cannot be read, or one of them names what is no token id.
     """
     ids: list[int] = []
-    generation = checkpoint.side_files.get("generation_config.json")
-    for source in (checkpoint.config, json.loads(generation()) if generation else {}):
+    generation = read_side_file(checkpoint.side_files, GENERATION_FILE)
+    for name, source in ((CONFIG_NAME, checkpoint.config), (GENERATION_FILE, generation)):
         found = source.get("eos_token_id")
-        ids += found if isinstance(found, list) else [] if found is None else [found]
+        listed = found if isinstance(found, list) else [] if found is None else [found]
+        if wrong := [one for one in listed if not isinstance(one, int) or isinstance(one, bool)]:
+            raise InputError(
+                f"{name} of {checkpoint.path} has the eos_token_id {wrong[0]!r}, which is no token id; correct it."
+            )
+        ids += listed
     return sorted({index for index in ids if index >= 0 and (rows is None or index < rows)})
 
 

@@ -7,7 +7,6 @@ with examples of unusual sizes. In a sentence-transformers folder the pooling is
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 from truecast.checkpoint.divisions import activation_scales
+from truecast.checkpoint.folder import read_side_file
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.tasks import FEATURES, SENTENCES
 from truecast.errors import InputError
@@ -122,7 +122,7 @@ def _is_padded_with_mask(model: nn.Module, files: Mapping[str, Callable[[], byte
     """
     if MASK not in inspect.signature(model.forward).parameters:
         return False
-    alone, nested = (json.loads(files[name]()) if name in files else {} for name in EXTRACTOR_FILES)
+    alone, nested = (read_side_file(files, name) for name in EXTRACTOR_FILES)
     return bool({**nested.get("feature_extractor", {}), **alone}.get("return_attention_mask", False))
 
 
@@ -150,8 +150,7 @@ def text_inputs(
 def _longest(config: Mapping[str, Any], files: Mapping[str, Callable[[], bytes]]) -> int | None:
     """Tokens that the model takes: what its tokenizer stops at, or else its positions."""
     stated = config.get("max_position_embeddings")
-    tokenizer = files.get("tokenizer_config.json")
-    limit = json.loads(tokenizer()).get("model_max_length") if tokenizer else None
+    limit = read_side_file(files, "tokenizer_config.json").get("model_max_length")
     limits = [n for n in (stated, limit) if isinstance(n, int | float) and 0 < n < NO_LIMIT]
     return int(min(limits)) if limits else None
 

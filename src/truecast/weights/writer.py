@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from truecast.artifact import HASH_CHUNK_BYTES, WeightInfo
 from truecast.checkpoint.model import Array
 from truecast.errors import InputError
+from truecast.publishing.space import require_space
 from truecast.weights.binding import Alias, Binding, Operand
 
 LARGE_BYTES = 1 << 20
@@ -29,6 +31,7 @@ SMALL_ALIGNMENT = 64
 CHUNK_WEIGHTS = 1 << 22
 """Source weights per chunk: 16 MiB as float32."""
 MAX_THREADS = 8
+ONE_PLACE = threading.Lock()
 
 Progress = Callable[[int, int], None]
 """Called with weights done and weights in all."""
@@ -73,22 +76,11 @@ def write_weights(path: Path, bindings: Sequence[Binding], progress: Progress | 
     return _accounts(path, bindings, places)
 
 
-def require_space(folder: Path, size: int) -> None:
-    """Raises InputError when the disk that holds `folder` has less than `size` bytes free."""
-    stat = os.statvfs(folder)
-    free = stat.f_bavail * stat.f_frsize
-    if free < size:
-        raise InputError(
-            f"{folder} has {free / 1e9:.2f} GB free, but the weights need {size / 1e9:.2f} GB; "
-            "free some space or choose another folder."
-        )
-
-
 def append_weights(model: ir.Model, path: Path, bindings: Sequence[Binding]) -> list[WeightInfo]:
     """Writes a few small weights behind those in `path`, and makes the graph's initializers refer to them."""
     places, size = layout(bindings, path.stat().st_size if path.is_file() else 0)
     require_space(path.parent, size)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     try:
         os.ftruncate(descriptor, size)
         for binding, row in zip(bindings, places, strict=True):
@@ -123,8 +115,16 @@ def _job(binding: Binding, places: list[Placed], start: int, stop: int, descript
 def _write_at(descriptor: int, array: Array, offset: int) -> None:
     view = memoryview(array.reshape(-1).view(np.uint8).data)
     while view:
-        written = os.pwrite(descriptor, view, offset)
+        written = _write(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _write(descriptor: int, view: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, view, offset)
+    with ONE_PLACE:  # Windows has one place in a file for all threads
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.write(descriptor, view)
 
 
 def _run(pool: ThreadPoolExecutor, jobs: Iterator[Job], at_once: int) -> Iterator[int]:
@@ -158,7 +158,8 @@ def _accounts(path: Path, bindings: Sequence[Binding], places: Sequence[list[Pla
 
 
 def _threads() -> int:
-    return min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_THREADS, allowed)
 
 
 def link_weights(folder: Path, bindings: Sequence[Binding]) -> list[WeightInfo]:

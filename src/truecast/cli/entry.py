@@ -1,60 +1,67 @@
-"""The entry point: runs a verb and turns what went wrong into one sentence and an exit status.
+"""Runs a verb and turns what went wrong into one sentence and an exit status.
 
 | status | meaning |
 |---|---|
 | 0 | done, and proven unless the proof was declined |
 | 1 | a proof or a check did not hold |
 | 2 | the input cannot be used: a path, a file, an option, the disk |
+| 3 | an error that nobody foresaw; its traceback is in a file that the sentence names |
 | 130 | interrupted (Ctrl-C) |
 | 143 | ended by SIGTERM, which cleans up as Ctrl-C does |
 """
 
 from __future__ import annotations
 
-import signal
+import io
+import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import typer
 
 from truecast.cli.app import app
+from truecast.cli.ending import complain
+from truecast.cli.talk import TALK, take
 from truecast.errors import InputError, TruecastError
 
-INTERRUPTED = 128 + signal.SIGINT
-"""As shells report it; typer returns it for a KeyboardInterrupt."""
-TERMINATED = 128 + signal.SIGTERM
+EMPTY_OPTION = re.compile(r"--[a-z-]+=")
+BROKEN_PIPE = 128 + 13
+"""As shells report SIGPIPE."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line with `arguments`, else with those of the process; returns the exit status."""
-    if arguments is None:
-        signal.signal(signal.SIGTERM, _terminate)
-    given = list(sys.argv[1:] if arguments is None else arguments)
+def run(given: Sequence[str]) -> int:
+    """Runs the command line with the words `given`; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names in a checkpoint may hold what no terminal can show
+            stream.reconfigure(errors="backslashreplace")
     try:
-        status = int(app(args=given or ["--help"], prog_name="truecast", standalone_mode=False) or 0)
+        talk, words = take(given)
+        talk.begin()
+        TALK.set(talk)
+        require_no_empty_words(words)
+        status = int(app(args=words or ["--help"], prog_name="truecast", standalone_mode=False) or 0)
+        sys.stdout.flush()
     except typer.TyperException as error:
         return complain(usage_sentence(error, given), error.exit_code)
     except TruecastError as error:
         return complain(str(error), error.exit_status)
+    except BrokenPipeError:  # who read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except OSError as error:
         return complain(disk_sentence(error), InputError.exit_status)
     except MemoryError:
         return complain("There is not enough memory; `truecast inspect` says what is needed.", InputError.exit_status)
-    if status == INTERRUPTED:
-        complain("Interrupted; nothing was written.", status)
     return status
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    """Ends the process as an exception, so that whatever is half done is cleaned up."""
-    sys.exit(TERMINATED)
-
-
-def complain(sentence: str, status: int) -> int:
-    """Writes one line to standard error; returns the status."""
-    print(" ".join(sentence.split()), file=sys.stderr)
-    return status
+def require_no_empty_words(words: Sequence[str]) -> None:
+    """Raises InputError for an empty word where none can be: a path would become the current folder."""
+    named = words[:2] if words[:1] == ["run"] else words  # a prompt says itself that it is empty
+    for word in named:
+        if not word or EMPTY_OPTION.fullmatch(word):
+            raise InputError(f"{word or 'A word of the command'} is empty; give a value, or leave it out.")
 
 
 def usage_sentence(error: typer.TyperException, given: Sequence[str]) -> str:
