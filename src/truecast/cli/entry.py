@@ -22,7 +22,7 @@ import typer
 
 from truecast.cli.app import app
 from truecast.cli.ending import complain
-from truecast.cli.talk import TALK, take
+from truecast.cli.talk import take
 from truecast.errors import InputError, TruecastError
 
 EMPTY_OPTION = re.compile(r"--[a-z-]+=")
@@ -37,10 +37,9 @@ def run(given: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         talk, words = take(given)
-        talk.begin()
-        TALK.set(talk)
         require_no_empty_words(words)
-        status = int(app(args=words or ["--help"], prog_name="truecast", standalone_mode=False) or 0)
+        with talk.lasting():
+            status = int(app(args=words or ["--help"], prog_name="truecast", standalone_mode=False) or 0)
         sys.stdout.flush()
     except typer.TyperException as error:
         return complain(usage_sentence(error, given), error.exit_code)

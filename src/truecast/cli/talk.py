@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -28,10 +29,21 @@ class Talk:
     verbose: bool = False
     level: str | None = None
 
-    def begin(self) -> None:
-        """Has log messages written to standard error."""
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Holds for what runs in the context: log messages are written to standard error."""
+        root, token = logging.getLogger(), TALK.set(self)
+        handler, before = logging.StreamHandler(), root.level
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         if self.level is not None:
-            logging.basicConfig(level=self.level.upper(), format="%(levelname)s %(name)s: %(message)s", force=True)
+            root.addHandler(handler)
+            root.setLevel(self.level.upper())
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(before)
+            TALK.reset(token)
 
 
 TALK: ContextVar[Talk] = ContextVar("talk", default=Talk())  # noqa: B039 (frozen)
