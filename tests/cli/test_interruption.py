@@ -34,7 +34,7 @@ def test_ctrl_c_inside_an_export_leaves_out_untouched(
     before = state(tmp_path)
     module = "truecast.publishing.publish" if function == "write_manifest" else "truecast.exporting"
     code = SIGNAL_AT.format(module=module, function=function) + EXPORT
-    command = [sys.executable, "-c", code, str(pristine), str(artifact), "--force"]
+    command = [sys.executable, "-c", code, str(pristine), str(artifact), "--force", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted; nothing was written.\n")
     assert state(tmp_path) == before
@@ -49,7 +49,7 @@ def test_a_signal_from_outside_leaves_nothing(
     number: signal.Signals, status: int, sentence: str, pristine: Path, tmp_path: Path
 ) -> None:
     code = "import sys; from truecast.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "export", str(pristine), str(tmp_path / "out"), "--no-verify"]
+    command = [sys.executable, "-c", code, "export", str(pristine), str(tmp_path / "out"), "--no-verify", "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE
     while not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline:
