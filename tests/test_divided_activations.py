@@ -120,7 +120,8 @@ def width_of(model: PreTrainedModel, path: str) -> int:
 
 
 def cast(source: Path, out: Path, **options: Any) -> Path:
-    truecast.export(source, out, **{"precision": "as-is", "activations": "float", **options})
+    floats = {} if options.get("precision", "as-is") in ("fp32", "fp16") else {"activations": "float"}
+    truecast.export(source, out, **{"precision": "as-is", **floats, **options})
     return out
 
 

@@ -54,7 +54,7 @@ def shell(block: Block, page: Path) -> None:
     for command in commands(block.body):
         words = shlex.split(command, comments=True)
         if words[0] == "truecast" and not {"|", ">", "&&"} & set(words):
-            status = main(words[1:])
+            status = main([*words[1:], "--quiet"])  # a reader at a terminal sees a bar, not a line for each stage
         else:
             done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
             print(done.stdout + done.stderr, end="")
