@@ -49,3 +49,9 @@ def spoilable(made: Artifact, tmp_path: Path) -> Artifact:
         return Path(shutil.copytree(made(case, precision, target, method), tmp_path / "artifact"))
 
     return copy
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies a folder to a place that this test may spoil."""
+    return lambda folder: Path(shutil.copytree(folder, tmp_path / "copy"))

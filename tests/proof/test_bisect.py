@@ -46,7 +46,7 @@ def test_a_sound_graph_has_no_divergence_and_is_cut_everywhere(
     search = search_in(made, case, precision, target)
     limits = Limits(search.manifest.graph.padding, False, 300, 128, (8,), (), 10**6, 4)
     points = [point for point in grid(limits)[0] if point.name in POINTS]
-    assert bisect(search.folder, search.reference, search.manifest, points) is None
+    assert bisect(search.folder, search.reference, search.manifest, [(point, 0) for point in points]) is None
     cuts = find_cuts(search.model, record(search.reference, points[0], 0), "lm_head")
     products = [node for node in search.model.graph if "MatMul" in node.op_type]
     assert {node.outputs[0].name for node in products} <= {cut.value for cut in cuts}

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from truecast.proof.points import (
+    ACROSS,
     BATCHES,
+    EDGES,
+    FAR,
     NEWS,
     PASTS,
     Limits,
@@ -81,10 +84,52 @@ def test_the_contract_right_gets_right_padding_only_and_the_note_says_so() -> No
 
 def test_windows_and_thresholds_are_crossed_at_once_and_step_by_step() -> None:
     points = named(LIMITS)
-    for name, edge in (("window 8", 8), ("rotary threshold 40", 40)):
-        crossing = [point for key, point in points.items() if key.startswith(name)]
-        assert any(point.pieces[0] == edge + 5 for point in crossing)
-        assert any(point.pieces[0] < edge < sum(point.pieces) and 1 in point.pieces for point in crossing)
+    crossing = [point for key, point in points.items() if key.startswith("rotary threshold 40")]
+    assert any(point.pieces[0] == 45 for point in crossing)
+    assert any(point.pieces[0] < 40 < sum(point.pieces) and 1 in point.pieces for point in crossing)
+    far_window = named(replace(LIMITS, context=None, windows=(2000,)))[
+        "window 2000 crossed by several, then one by one"
+    ]
+    for point, window in ((points["128 positions"], 8), (far_window, 2000)):
+        ends = np.cumsum(point.pieces)
+        across = int(np.searchsorted(ends, window - 2))
+        assert ends[across] == window - 2 and point.pieces[across + 1 : across + 4] == ACROSS
+
+
+def test_positions_far_behind_are_reached_in_small_runs_at_little_cost() -> None:
+    point = named(replace(LIMITS, context=None))[f"{FAR} positions"]
+    ends = np.cumsum(point.pieces)
+    for edge in EDGES:
+        assert {edge - 2, edge + 2, edge + 3, edge + 4} <= set(ends)
+    assert len(point.pieces) < 20 and all(run.kept.stop - run.kept.start <= 16 for run in point.runs())
+    assert named(LIMITS)["128 positions"].pieces[-3:] == (114, 1, 1)
+
+
+def test_a_model_too_large_for_far_positions_says_so() -> None:
+    points, notes = grid(replace(LIMITS, context=None, weights=10**10, windows=()))
+    assert "250 positions" in {point.name for point in points}
+    assert any("longer than 250 positions" in note for note in notes)
+
+
+def test_a_batch_of_more_rows_than_any_small_one_is_there() -> None:
+    point = named(LIMITS)["batch 33"]
+    assert point.batch == 33 and len(np.unique(point.tokens, axis=0)) == 33
+
+
+@pytest.mark.parametrize(("windows", "longest"), [((8,), 8), ((), 128)])
+@pytest.mark.parametrize("padding", ["any", "right"])
+def test_padding_is_longer_than_a_window(windows: tuple[int, ...], longest: int, padding: str) -> None:
+    point = named(replace(LIMITS, windows=windows, padding=padding, context=None))[f"padding of {longest + 2}"]
+    first = point.mask[:, : point.pieces[0]]
+    assert first[0].all() and (1 - first[1]).sum() == longest + 2
+    assert first[1, 0] == (padding == "right") and point.mask[:, point.pieces[0] :].all()
+
+
+@pytest.mark.parametrize("context", [2, 5, 16, 19])
+def test_a_context_shorter_than_the_padded_points_shortens_them(context: int) -> None:
+    points = named(replace(LIMITS, context=context, windows=(), thresholds=()))
+    assert {"left padding", "right padding", f"{context} positions"} <= set(points)
+    assert all(point.mask.sum(1).min() > 0 for point in points.values())
 
 
 @pytest.mark.parametrize("limits", [replace(LIMITS, windows=(8192,)), replace(LIMITS, windows=(4000,), weights=10**10)])

@@ -26,12 +26,15 @@ from truecast.proof.points import Point
 from truecast.proof.recording import Recording, record
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import RUN_ERRORS, exact_products, session_of
+from truecast.proof.tally import reason
 from truecast.proof.weights import Fault
 
 LEAST = 1e-5
 """An error below this, in parts of the piece's largest value, is rounding; healthy pieces have 1e-7 to 2e-6."""
 UNUSUAL = 30.0
 """How many times the usual error of the graph's pieces makes a piece suspicious."""
+SHORT = 128
+"""Positions of a point whose every run is looked at; of a longer one, only the run that failed."""
 QUIET = frozenset(
     {"Reshape", "Transpose", "Cast", "Identity", "Unsqueeze", "Squeeze", "Split", "Slice", "Shape", "Concat"}
 )
@@ -59,7 +62,7 @@ def bisect(
     folder: Path,
     reference: Reference,
     manifest: Manifest,
-    points: Sequence[Point],
+    points: Sequence[tuple[Point, int]],
     faults: Sequence[Fault] = (),
 ) -> Divergence | None:
     """The first divergence of the graph in `folder`, or None when every piece is sound at the given points.
@@ -68,7 +71,7 @@ def bisect(
         folder: the artifact.
         reference: the author's model with the weights the graph should have.
         manifest: of the artifact.
-        points: where to look; those at which parity failed.
+        points: where to look; those at which parity failed, each with the first run that did.
         faults: weights already known to differ from the checkpoint's.
     """
     model = load_graph(folder, manifest.graph.file)
@@ -78,8 +81,8 @@ def bisect(
         return _weight_fault(model, faults)
     weights = held_weights(model, manifest.weights, reference.sources)
     search = _Search(folder, reference, manifest, model, weights)
-    for point in points:
-        for number in range(len(point.pieces)):
+    for point, failed in points:
+        for number in range(len(point.pieces)) if point.tokens.shape[1] <= SHORT else (failed,):
             if (found := search.at(point, number)) is not None:
                 return found
     return None
@@ -163,7 +166,7 @@ class _Search:
             given = self._given(place)
             pieces = self._pieces(given, place)
         except RUN_ERRORS as error:
-            return _refusal(self.model, str(error).strip().splitlines()[0])
+            return _refusal(self.model, reason(error))
         limit = max(LEAST, UNUSUAL * float(np.median([piece.error for piece in pieces] or [0.0])))
         culprit = next((piece for piece in pieces if not piece.error <= limit), None)
         return None if culprit is None else self._name(culprit, given, place)

@@ -19,12 +19,14 @@ from truecast.artifact import Check
 from truecast.proof.operators import Array
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import RUN_ERRORS
-from truecast.proof.tally import broken, check, reported
+from truecast.proof.tally import broken, check, reason, reported
 from truecast.runtime.decoder import Decoder, positions
 from truecast.runtime.generate import GenerationOptions, generate
 
 TIER = "generation"
 NEW_TOKENS = 64
+LONG_NEW = 24
+"""New tokens behind one long prompt, which they carry past position 256."""
 
 Progress = Callable[[int, int], None]
 
@@ -103,7 +105,7 @@ def generated(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) ->
     try:
         tokens = artifact_tokens(decoder, prompts, count)
     except RUN_ERRORS as problem:
-        return f"generation does not run: {str(problem).strip().splitlines()[0]}"
+        return f"generation does not run: {reason(problem)}"
     return tokens
 
 

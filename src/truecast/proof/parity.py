@@ -28,7 +28,7 @@ from truecast.proof.operators import Array
 from truecast.proof.points import Point
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import RUN_ERRORS
-from truecast.proof.tally import Worst, broken, check
+from truecast.proof.tally import Worst, broken, check, reason
 from truecast.runtime.decoder import Decoder, positions
 
 TIER = "parity"
@@ -75,6 +75,7 @@ class Subject:
     """One way of running the graph, and what has been measured of it.
 
     `tight` subjects follow the tight rule, others have `limit` in parts of the largest logit (None: not gated).
+    `failed` are the points that failed, each with its first run that did.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Subject:
     point_kl: float = POINT_KL
     broken: list[tuple[str, str]] = field(default_factory=list)
     infinite: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
+    failed: dict[str, int] = field(default_factory=dict)
     point_divergence: Worst = field(default_factory=Worst)
     divergence: list[Array] = field(default_factory=list)
     price: list[Drift] = field(default_factory=list)
@@ -182,9 +183,10 @@ def _compare(
         try:
             got = next(runs)
         except RUN_ERRORS as error:
-            return _take_failure(subjects, point, _first_line(error))
+            return _take_failure(subjects, point, number, reason(error))
         if got.shape != want.shape:
-            return _take_failure(subjects, point, f"logits of shape {got.shape} instead of {want.shape}")
+            said = f"logits of shape {got.shape} instead of {want.shape}"
+            return _take_failure(subjects, point, number, said)
         for subject in subjects:
             _take_gap(reference, subject, point, number, got, want, real)
         if any(subject.priced for subject in subjects):
@@ -198,14 +200,10 @@ def _compare(
     return None
 
 
-def _take_failure(subjects: Sequence[Subject], point: Point, reason: str) -> None:
+def _take_failure(subjects: Sequence[Subject], point: Point, number: int, said: str) -> None:
     for subject in subjects:
-        subject.broken.append((point.name, reason))
-        subject.failed.append(point.name)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+        subject.broken.append((point.name, said))
+        subject.failed.setdefault(point.name, number)
 
 
 def _take_gap(
@@ -215,7 +213,7 @@ def _take_gap(
     where = f"{point.name}, run {number + 1} of {len(point.pieces)}, row {gap.at[0]}, position {gap.at[1]}"
     if not gap.finite:
         subject.infinite.append(where)
-        subject.failed.append(point.name)
+        subject.failed.setdefault(point.name, number)
     scale = gap.scale or 1.0
     limit = subject.limit if subject.limit is not None else RELATIVE
     if subject.tight and not gap.error <= RELATIVE * scale and gap.finite:
@@ -223,7 +221,7 @@ def _take_gap(
     subject.error = max(subject.error, gap.error)
     subject.worst.add(gap.error / scale, limit, where)
     if (subject.tight or subject.limit is not None) and not gap.error / scale <= limit:
-        subject.failed.append(point.name)
+        subject.failed.setdefault(point.name, number)
 
 
 def _noise(reference: Reference, point: Point, number: int, want: Array, real: Array) -> float:
@@ -247,9 +245,9 @@ def parity_checks(subject: Subject, against: str) -> list[Check]:
     checks = []
     name = f"{subject.name} against {against}"
     if subject.broken:
-        point, reason = subject.broken[0]
+        point, said = subject.broken[0]
         count = len(subject.broken)
-        checks.append(broken(TIER, f"{subject.name} runs", f"{count} points do not run, first {point}: {reason}"))
+        checks.append(broken(TIER, f"{subject.name} runs", f"{count} points do not run, first {point}: {said}"))
     if subject.infinite:
         detail = f"NaN or infinity at {len(subject.infinite)} runs, first {subject.infinite[0]}"
         checks.append(broken(TIER, f"{subject.name} is finite", detail))

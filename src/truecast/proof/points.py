@@ -4,19 +4,22 @@
 |---|---|---|---|---|
 | grid | 1, 2, 3 | 1, 2, 17, 64 | 0, 1, 11 | all ones; one new token behind nothing is how a past of 1 begins |
 | padding | 3 | 17, then one by one | – | left, right, holes, all in one batch; a hole inside a past |
-| window | 1 and 2 | 4, then one by one; window + 5 | window - 2; 0 | all ones; one row padded |
+| wide | 33 | 2, then 1 | – | all ones |
+| long | 1 | runs between `EDGES` and windows, and one by one over them, up to `FAR` | – | all ones |
+| window | 2 | window + 16, then 1 | – | one row with more padding than the window is wide |
 | threshold | 1 | threshold + 5 | up to the threshold | all ones |
 | text | 3 | 64, then one by one | – | all ones; real text where the artifact can tokenize; part of the grid |
 
 Left out, and said so in the notes: several new tokens after a past for more than one row where the graph's attention
 operator refuses it; masks that the padding contract excludes; windows and thresholds beyond `LONGEST` positions or
 dearer than `DEAREST`; points longer than the context. Long points compare the last `LAST` positions of a run, not all
-of them: their purpose is what lies at their end.
+of them: their purpose is what lies at their end. What lies between `FAR` and the end of the context is the matter of
+`ending`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -32,6 +35,18 @@ LONGEST = 4096 + BEYOND
 """The longest point, in positions."""
 DEAREST = 5e12
 """Most multiply-adds one long point may take in one model: about a minute on two cores."""
+EDGES = (128, 300, 1000)
+"""Positions that the long point crosses with small runs, beside the windows."""
+ACROSS = (4, 1, 1)
+"""New tokens of these runs; the first begins two positions before the edge."""
+FAR = EDGES[-1] - 2 + sum(ACROSS)
+"""Positions of the long point."""
+LEAST_FAR = 136
+"""Positions that it has in every model, however dear."""
+WIDE = 33
+"""Rows of the wide point: more than 8, 16 and 32."""
+PADDED_WINDOW = 128
+"""Stands in for the window where a model has none: its padding is longer than every other point's."""
 LAST = 16
 SEED = 20_240_717
 """Of the tokens; the trace saw zeros."""
@@ -110,7 +125,7 @@ SCORES_BYTES = 1 << 30
 
 def grid(limits: Limits) -> tuple[list[Point], list[str]]:
     """The points, short before long, and a note for everything left out."""
-    makers = (_plain, _padded, _windows, _thresholds, _text)
+    makers = (_plain, _padded, _wide, _windows, _long, _thresholds, _text)
     notes: list[str] = []
     points = [point for make in makers for point in make(limits, notes)]
     context = limits.context
@@ -145,7 +160,8 @@ def _plain(limits: Limits, notes: list[str]) -> Iterator[Point]:
 
 
 def _padded(limits: Limits, notes: list[str]) -> Iterator[Point]:
-    lengths, total, steps = np.array([17, 9, 2]), 17, 3
+    total, steps = _padded_sizes(limits.context)
+    lengths = np.array([total, (total + 1) // 2, min(2, total)])
     ones = np.ones((3, total + steps), np.int64)
     tokens = _tokens(limits, 3, total + steps)
     column = np.arange(total + steps)
@@ -158,14 +174,37 @@ def _padded(limits: Limits, notes: list[str]) -> Iterator[Point]:
         return
     left = (column >= total - lengths[:, None]).astype(np.int64)
     yield Point("left padding", tokens, left, pieces)
+    if total < SHORTEST_HOLES:
+        return
     holes = ones.copy()
-    holes[0, [0, 3, 4, 9]] = holes[1, [1, 2, 8, 15]] = holes[2, [5, 6, 7, 12]] = 0
+    for row, places in enumerate(HOLES):
+        holes[row, [place for place in places if place < total]] = 0
     yield Point("holes", tokens, holes, pieces)
     mixed = np.stack([left[1], right[1], holes[2]])
     yield Point("left, right and holes in one batch", tokens, mixed, pieces)
-    inside = ones[:1].copy()
+    inside = np.ones((1, sum(HOLE_INSIDE)), np.int64)
     inside[0, [0, 2, 8]] = 0
-    yield Point("holes in a past, then 9 new", tokens[:1], inside, (11, 9))
+    yield Point("holes in a past, then 9 new", _tokens(limits, 1, inside.size), inside, HOLE_INSIDE)
+
+
+HOLES = ((0, 3, 4, 9), (1, 2, 8, 15), (5, 6, 7, 12))
+"""Places without a token in each of three rows."""
+HOLE_INSIDE = (11, 9)
+SHORTEST_HOLES = 8
+"""Fewest positions in which every row with holes has a token left."""
+PADDED_NEW, PADDED_STEPS = 17, 3
+
+
+def _padded_sizes(context: int | None) -> tuple[int, int]:
+    """Tokens of the padded points' first run, and single ones behind it; fewer where the context is short."""
+    if context is None or context >= PADDED_NEW + PADDED_STEPS:
+        return PADDED_NEW, PADDED_STEPS
+    steps = min(PADDED_STEPS, context - 1)
+    return context - steps, steps
+
+
+def _wide(limits: Limits, notes: list[str]) -> Iterator[Point]:
+    yield _ones(f"batch {WIDE}", limits, WIDE, (2, 1), 1)
 
 
 def _affordable(limits: Limits, total: int, what: str, notes: list[str]) -> bool:
@@ -177,18 +216,46 @@ def _affordable(limits: Limits, total: int, what: str, notes: list[str]) -> bool
 
 
 def _windows(limits: Limits, notes: list[str]) -> Iterator[Point]:
-    for window in limits.windows:
-        total, name = window + BEYOND, f"window {window}"
+    """Padding longer than a window, and the windows that the long point does not reach."""
+    end = far(limits)
+    for window in limits.windows or (PADDED_WINDOW,):
+        name, total = f"window {window}", window + LAST
         if not _affordable(limits, total, f"The attention window of {window}", notes):
             continue
-        start = max(1, window - 2)
-        yield _ones(
-            f"{name} crossed by several, then one by one", limits, 1, (start, 4, *(1,) * (total - start - 4)), LAST
-        )
-        rows = 2 if limits.padding == "any" else 1
-        mask = np.ones((rows, total), np.int64)
-        mask[1:, :BEYOND] = 0
-        yield Point(f"{name} + {BEYOND} at once", _tokens(limits, rows, total), mask, (total,), LAST)
+        steps = (1, 1)
+        mask = np.ones((2, total + len(steps)), np.int64)
+        padding = slice(0, window + 2) if limits.padding == "any" else slice(total - window - 2, total)
+        mask[1, padding] = 0
+        tokens, compact = _tokens(limits, 2, mask.shape[1]), limits.padding == "right"
+        pieces = (total, *steps)  # what a compact row has in its first run does not lie among the last positions
+        yield Point(f"padding of {window + 2}", tokens, mask, pieces, LAST, settling=int(compact), compact=compact)
+        if window + BEYOND > end:
+            pieces = _over((window,), window + BEYOND)
+            yield _ones(f"{name} crossed by several, then one by one", limits, 1, pieces, LAST)
+
+
+def far(limits: Limits) -> int:
+    """Positions of the long point: `FAR`, or what the context and the model's size allow."""
+    dear = max(LEAST_FAR, int(DEAREST / (2.0 * max(1, limits.weights))))
+    return min(FAR, dear, FAR if limits.context is None else limits.context)
+
+
+def _long(limits: Limits, notes: list[str]) -> Iterator[Point]:
+    end = far(limits)
+    if end < FAR and end != limits.context:
+        notes.append(f"No point is longer than {end} positions: the model is too large for this proof to go on.")
+    yield _ones(f"{end} positions", limits, 1, _over((*EDGES, *limits.windows), end), LAST)
+
+
+def _over(edges: Iterable[int], total: int) -> tuple[int, ...]:
+    """Runs over `total` positions: up to two before each edge, then `ACROSS` it; the last two positions one by one."""
+    pieces: list[int] = []
+    for edge in sorted(set(edges)):
+        start, whole = edge - 2 - sum(pieces), edge - 2 + sum(ACROSS) <= total
+        if whole and start >= 0:
+            pieces += [*([start] if start else []), *ACROSS]
+    left = total - sum(pieces)
+    return (*pieces, *([left - 2] if left > 2 else []), *(1,) * min(left, 2))
 
 
 def _thresholds(limits: Limits, notes: list[str]) -> Iterator[Point]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from truecast.errors import InputError
+from truecast.proof.generation import LONG_NEW
 from truecast.runtime.text import TextCodec
 
 PROMPTS = (
@@ -43,6 +45,8 @@ the sea; a few of them talk to each other, and now and then somebody plays the g
 """One text for each row of the text points: prose, a recipe and code, facts in three languages."""
 
 SEED = 20_240_811
+LONG_PROMPT, LEAST_LONG = 240, 64
+"""Most tokens of the long prompt, and the fewest for which there is one."""
 SHORTEST, LONGEST = 3, 17
 """Lengths of random prompts, in tokens."""
 
@@ -64,6 +68,16 @@ def prompt_tokens(folder: Path, vocabulary: int) -> tuple[list[list[int]], bool]
     numbers = np.random.default_rng(SEED)
     lengths = numbers.permutation(np.linspace(SHORTEST, LONGEST, len(PROMPTS)).astype(int))
     return [numbers.integers(0, vocabulary, length).tolist() for length in lengths], False
+
+
+def long_prompt(texts: Sequence[Sequence[int]], vocabulary: int, context: int | None) -> list[int]:
+    """The beginning of the texts one after the other, or random tokens; nothing where the context is too short."""
+    length = LONG_PROMPT if context is None else min(LONG_PROMPT, context - LONG_NEW)
+    tokens = [token for text in texts for token in text][:length]
+    if length < LEAST_LONG:
+        return []
+    numbers = np.random.default_rng(SEED)
+    return tokens if len(tokens) == length else numbers.integers(0, vocabulary, length).tolist()
 
 
 def _encoded(folder: Path, vocabulary: int, texts: tuple[str, ...]) -> list[list[int]]:

@@ -26,9 +26,12 @@ from truecast.errors import InputError
 from truecast.measure.environment import environment
 from truecast.proof.bisect import bisect
 from truecast.proof.cache import cache_checks
+from truecast.proof.ending import ending_checks, ending_note
 from truecast.proof.expert_kernels import expert_checks
 from truecast.proof.float_cache import coded_bits
 from truecast.proof.generation import (
+    LONG_NEW,
+    Story,
     author_story,
     confirmed_story,
     generated,
@@ -55,9 +58,9 @@ from truecast.proof.parity import (
     price_checks,
     reference_logits,
 )
-from truecast.proof.points import Limits, Point, config_thresholds, config_windows, grid, stretches
+from truecast.proof.points import Limits, Point, config_thresholds, config_windows, far, grid, stretches
 from truecast.proof.products import Products, takes_int8
-from truecast.proof.prompts import prompt_tokens, text_tokens
+from truecast.proof.prompts import long_prompt, prompt_tokens, text_tokens
 from truecast.proof.quality import Noise, likeness_check, original_logits, signal_to_noise, text_points, text_price
 from truecast.proof.reference import Reference
 from truecast.proof.repeating import repeated_decoder
@@ -244,8 +247,8 @@ def _limits(case: _Case, config: Mapping[str, Any]) -> Limits:
     )
 
 
-def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Point]]:
-    """Tiers 2 and 4: checks, notes, and the points that failed."""
+def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[tuple[Point, int]]]:
+    """Tiers 2 and 4: checks, notes, and the points that failed, each with its first run that did."""
     points, notes = grid(limits)
     if not case.is_all_held:
         case.reference.load_checkpoint(case.floats)
@@ -265,7 +268,7 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
     except InputError as error:
         return [*checks, broken("parity", "the runtime opens the graph", str(error))], notes, []
     subjects = list({id(subject): subject for subject in (usual, cached, shipped)}.values())
-    point = next(p for name in VARIANT_POINTS for p in points if p.name == name)
+    point = next((p for name in VARIANT_POINTS for p in points if p.name == name), points[0])
     wanted = {point.name: list(reference_logits(case.reference, point))}
     compare_all(case.reference, subjects, points, originals, case.stage("compare"), wanted)
     checks.append(repeated_decoder(case.reference, points, wanted))
@@ -278,13 +281,18 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[Poin
         seen = [point, *(point for point in points if point.text)]  # padded rows that grow, and real text
         checks += cache_checks(case.folder, case.model, case.manifest, case.reference, case.texts, seen)
     checks += _generation(case, limits, usual, shipped)
-    failed = {name for subject in subjects for name in subject.failed}
+    ending = ending_checks(case.reference, usual, limits.context, limits.vocabulary, far(limits))
+    notes += ending_note(ending, limits.context, far(limits))
+    checks += ending
+    failed: dict[str, int] = {}
+    for subject in subjects:
+        failed |= subject.failed
     notes += case.reference.fresh.notes()
     if case.is_library_made:
         notes.append(LIBRARY_NOTE)
     if case.manifest.precision == "fp16":
         notes.append("float16 was run on the CPU provider, which casts what it has no kernel for to float32.")
-    return checks, notes, [p for p in points if p.name in failed]
+    return checks, notes, [(p, failed[p.name]) for p in points if p.name in failed]
 
 
 def _subjects(case: _Case, products: Products) -> tuple[Subject, Subject, Subject]:
@@ -344,20 +352,28 @@ def _generation(case: _Case, limits: Limits, usual: Subject, shipped: Subject) -
         prompts = [prompt[: max(1, limits.context - 1)] for prompt in prompts]
     count = new_tokens(prompts, limits.context)
     tokens = generated(usual.decoder, prompts, count)
-    story = None
-    if not isinstance(tokens, str) and tokens.shape == (len(prompts), count) and not limits.thresholds:
-        story = confirmed_story(case.reference, prompts, tokens, case.stage("generate"))
-    if story is None:
-        story = author_story(case.reference, prompts, count, case.stage("generate"))
+    story = _story(case, limits, prompts, tokens, count)
     name = f"greedy tokens against {case.against}"
     checks = [generation_check(tokens, story, usual.error, f"{usual.name}, {name}")]
+    if prompt := long_prompt(limits.texts, limits.vocabulary, limits.context):
+        text = generated(usual.decoder, [prompt], LONG_NEW)
+        told = _story(case, limits, [prompt], text, LONG_NEW)
+        checks.append(generation_check(text, told, usual.error, f"{usual.name}, {name}, behind a long text"))
     if shipped.decoder is not usual.decoder:
         as_shipped = generated(shipped.decoder, prompts, count)
         checks.append(shipped_check(as_shipped, story, f"{shipped.name}, {name}"))
     return checks
 
 
-def _located(case: _Case, failed: Sequence[Point], faults: Sequence[Fault]) -> str:
+def _story(case: _Case, limits: Limits, prompts: Sequence[Sequence[int]], tokens: Array | str, count: int) -> Story:
+    """The author's text behind the prompts; the artifact's, where he would have chosen its every token."""
+    story = None
+    if not isinstance(tokens, str) and tokens.shape == (len(prompts), count) and not limits.thresholds:
+        story = confirmed_story(case.reference, prompts, tokens, case.stage("generate"))
+    return author_story(case.reference, prompts, count, case.stage("generate")) if story is None else story
+
+
+def _located(case: _Case, failed: Sequence[tuple[Point, int]], faults: Sequence[Fault]) -> str:
     """What bisection says of a failed proof, in one sentence."""
     case.report("bisect", 0, 1)
     found = bisect(case.folder, case.reference, case.manifest, failed[:BISECTED_POINTS], faults)

@@ -60,6 +60,11 @@ NAMED_AT_MOST = 5
 """How many faults one check names."""
 
 
+def reason(error: Exception) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def rounded(value: float | None) -> float | None:
     """`value` with DIGITS significant digits, so that a certificate does not change with the last bits of a sum."""
     return None if value is None else float(f"{value:.{DIGITS - 1}e}")

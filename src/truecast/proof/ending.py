@@ -1,0 +1,165 @@
+"""Tier 2, the end of the context: what no sequence that a proof can afford reaches.
+
+The keys and values of a short text, repeated until they fill the context but for the last few positions, are given to
+the author's cache and to the graph's alike; then both run these positions, token by token behind a run of several. It
+is no text, but it is an input that both must agree on: every position id, mask and key of the whole context is there.
+
+Where such a past takes more memory than `SHARE` of what is free, the same runs stand behind the short text itself, with
+position ids at the end of the context; a graph that counts its positions by itself takes none. The check says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import psutil
+import torch
+
+from truecast.artifact import Check
+from truecast.proof.measures import largest_gap
+from truecast.proof.operators import Array
+from truecast.proof.parity import NOISE_FACTOR, RELATIVE, SPARE, TIER, Subject
+from truecast.proof.points import SEED
+from truecast.proof.reference import Reference
+from truecast.proof.sessions import RUN_ERRORS
+from truecast.proof.tally import Worst, broken, check, reason
+from truecast.runtime.cache import PAST_PREFIX, KeyValueCache, SharedCache, cache_tensors
+from truecast.runtime.decoder import Decoder
+
+TEXT = 64
+"""Tokens whose keys and values are repeated."""
+PIECES = (3, 1, 1)
+"""New tokens of the runs at the end."""
+SHARE = 0.25
+"""Of the free memory that the keys and values of a whole context may take; both sides hold them, one after the other,
+and the author's code copies those of a layer at every step."""
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """The runs at the end: `ids` [1, total] are their tokens, `held` positions come before them, `first` is the
+    position id of the first new token, and `layers` are the keys and values to repeat."""
+
+    ids: Array
+    held: int
+    first: int
+    layers: Layers
+
+    def runs(self) -> Iterator[tuple[Array, Array, Array]]:
+        """Token ids, mask and position ids of each run."""
+        start = 0
+        for new in PIECES:
+            stop = start + new
+            mask = np.ones((1, self.held + stop), np.int64)
+            yield self.ids[:, start:stop], mask, np.arange(self.first + start, self.first + stop)[None]
+            start = stop
+
+    def filled(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Keys or values [1, heads, held, width]."""
+        times = -(-self.held // tensor.shape[2])
+        return tensor.repeat(1, 1, times, 1)[:, :, : self.held]
+
+
+def ending_checks(
+    reference: Reference, subject: Subject, context: int | None, vocabulary: int, far: int
+) -> list[Check]:
+    """One check, where the context goes on behind the `far` positions that were run whole."""
+    if context is None or context <= far:
+        return []
+    name = f"{subject.name} at the end of the context"
+    numbers = np.random.default_rng(SEED)
+    ids = numbers.integers(0, vocabulary, (1, TEXT + sum(PIECES)), dtype=np.int64)
+    layers = _layers(reference, ids[:, :TEXT])
+    whole = _fits(layers, context)
+    if not whole and not subject.decoder.takes_positions:
+        return []
+    first = context - sum(PIECES)
+    ending = _Ending(ids[:, TEXT:], first if whole else TEXT, first, layers)
+    what = f"behind {first} repeated keys" if whole else f"with position ids from {first} behind {TEXT} tokens"
+    try:
+        return [_compared(reference, subject, ending, name, f"{sum(PIECES)} positions {what}")]
+    except RUN_ERRORS as error:
+        return [broken(TIER, name, f"{what}: {reason(error)}")]
+
+
+def ending_note(checks: list[Check], context: int | None, far: int) -> list[str]:
+    """What was run at the end of a context that was not run whole."""
+    if context is None or context <= far:
+        return []
+    said = (
+        f"{checks[0].detail.partition(';')[0]} stand for the end" if checks else "its rotary tables were compared only"
+    )
+    return [f"Of the context of {context}, the first {far} positions were run as one text; {said}."]
+
+
+def _compared(reference: Reference, subject: Subject, ending: _Ending, name: str, what: str) -> Check:
+    wanted = list(_author(reference, ending))
+    worst = Worst()
+    for number, got in enumerate(_graph(subject.decoder, ending)):
+        gap = largest_gap(got, wanted[number], np.ones(got.shape[:2], np.bool_))
+        scale, limit = gap.scale or 1.0, subject.limit or RELATIVE
+        if subject.tight and gap.finite and not gap.error <= RELATIVE * scale:
+            limit = max(RELATIVE, NOISE_FACTOR * _noise(reference, ending, wanted, number) / scale)
+        worst.add(gap.error / scale if gap.finite else np.nan, limit, f"run {number + 1}")
+    detail = f"{what}; worst at {worst.where}"
+    return check(TIER, name, worst.value, worst.limit, "of the largest logit", detail)
+
+
+def _noise(reference: Reference, ending: _Ending, wanted: list[Array], number: int) -> float:
+    """|r32 - r64| of one run."""
+    with reference.in_float64():
+        wide = list(_author(reference, ending, torch.float64))
+    return largest_gap(wanted[number], wide[number], np.ones(wide[number].shape[:2], np.bool_)).error
+
+
+def _layers(reference: Reference, ids: Array) -> Layers:
+    """The author's keys and values of a text."""
+    reference.reset()
+    cache = reference.new_cache()
+    reference.step(cache, ids, np.ones_like(ids), np.arange(ids.shape[1])[None], 1)
+    layers: list[Any] = list(cache.layers)
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def _fits(layers: Layers, context: int) -> bool:
+    widths = sum(tensor.shape[1] * tensor.shape[3] for pair in layers for tensor in pair)
+    return 4 * widths * context <= SHARE * psutil.virtual_memory().available
+
+
+def _author(reference: Reference, ending: _Ending, dtype: torch.dtype = torch.float32) -> Iterator[Array]:
+    reference.reset()
+    cache = reference.new_cache()
+    for index, (keys, values) in enumerate(ending.layers):
+        cache.update(ending.filled(keys.to(dtype)), ending.filled(values.to(dtype)), index)
+    for ids, mask, positions in ending.runs():
+        yield reference.step(cache, ids, mask, positions)
+
+
+def _graph(decoder: Decoder, ending: _Ending) -> Iterator[Array]:
+    cache = decoder.new_cache(1, ending.held + sum(PIECES) + SPARE)
+    kept = _fill(decoder, cache, ending)
+    for ids, mask, positions in ending.runs():
+        yield decoder.step(cache, ids, mask, keep=0, position_ids=positions)
+    del kept
+
+
+def _fill(decoder: Decoder, cache: KeyValueCache, ending: _Ending) -> list[ort.OrtValue]:
+    """Puts the repeated keys and values into an empty cache; returns what must stay alive while it is used."""
+    cache.length = ending.held
+    views = cache.held() if isinstance(cache, SharedCache) else {}
+    kept = []
+    for tensor in cache_tensors(decoder.info):
+        layer, part = tensor.past.removeprefix(PAST_PREFIX).split(".")
+        array = ending.filled(ending.layers[int(layer)][part == "value"]).numpy()
+        if tensor.past in views:
+            views[tensor.past][:] = array
+            continue
+        kept.append(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array.astype(tensor.dtype))))
+        cache.binding.bind_ortvalue_input(tensor.past, kept[-1])
+    return kept
