@@ -6,6 +6,7 @@ Data flow: checkpoint, trace, written weights and request → `described` → a 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,6 +98,18 @@ def with_decoded(manifest: Manifest, decoded: Sequence[StoredTensor]) -> Manifes
     notice = (
         f"{len(decoded)} quantized weights became floats of the same values, since no operator holds them as they are "
         f"({kinds[0]}{more}); the first is {decoded[0].name}."
+    )
+    return manifest.model_copy(update={"notices": [*manifest.notices, notice]})
+
+
+def with_unquantized(manifest: Manifest, floats: Sequence[StoredTensor]) -> Manifest:
+    """Notes the weights that were to be quantized, and could not be."""
+    if not floats:
+        return manifest
+    size = 4 * sum(math.prod(tensor.shape) for tensor in floats) / 1e6
+    notice = (
+        f"{len(floats)} weights of experts, {size:.3g} MB, stay float32, not {manifest.precision}: the operator of "
+        f"experts takes rows of whole blocks of 16, and {floats[0].name} has the shape {list(floats[0].shape)}."
     )
     return manifest.model_copy(update={"notices": [*manifest.notices, notice]})
 

@@ -31,6 +31,7 @@ from truecast.describing import (
     source_of,
     with_decoded,
     with_entries,
+    with_unquantized,
 )
 from truecast.dialects import dialect
 from truecast.dialects.ort.expand import expand
@@ -202,7 +203,8 @@ def _cast(
     ir.save(trace.model, folder / GRAPH_NAME)
     info = decoder_info(asked, trace)
     manifest = described(fitted, target, request, info, weights, ignored, hashes.result())
-    manifest = with_entries(with_decoded(manifest, packer.decoded), packer.session_entries)
+    manifest = with_unquantized(with_decoded(manifest, packer.decoded), packer.unquantized)
+    manifest = with_entries(manifest, packer.session_entries)
     write_side_files(asked, target, manifest.graph, folder)
     if request.cache_bits is not None:
         given = (checkpoint, request.cache_bits, texts, report)

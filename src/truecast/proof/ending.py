@@ -129,7 +129,7 @@ def _layers(reference: Reference, ids: Array) -> Layers:
 
 def _fits(layers: Layers, context: int) -> bool:
     widths = sum(tensor.shape[1] * tensor.shape[3] for pair in layers for tensor in pair)
-    return 4 * widths * context <= SHARE * psutil.virtual_memory().available
+    return bool(4 * widths * context <= SHARE * psutil.virtual_memory().available)
 
 
 def _author(reference: Reference, ending: _Ending, dtype: torch.dtype = torch.float32) -> Iterator[Array]:

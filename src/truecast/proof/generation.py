@@ -100,6 +100,24 @@ def confirmed_story(
     return Story(prompts, tokens, np.stack(gaps))
 
 
+def story_of(
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    tokens: Array | str,
+    count: int,
+    by_length: bool,
+    progress: Progress | None = None,
+) -> Story:
+    """The author's text behind the prompts; the artifact's, where he would have chosen its every token.
+
+    `by_length`: his rotation depends on the length of the text, so that he has to write it himself.
+    """
+    story = None
+    if not isinstance(tokens, str) and tokens.shape == (len(prompts), count) and not by_length:
+        story = confirmed_story(reference, prompts, tokens, progress)
+    return author_story(reference, prompts, count, progress) if story is None else story
+
+
 def generated(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Array | str:
     """`artifact_tokens`, or why they cannot be generated."""
     try:

@@ -8,8 +8,11 @@ overflow, with codes as large as the graph's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from torch import nn
 
 from truecast.artifact import Check, Manifest
 from truecast.proof.constants import base_of, untransposed
@@ -29,6 +32,10 @@ QUANTIZED = "int"
 """How the names of precisions with codes begin."""
 FLOAT_BYTES = 4
 MATRIX_RANK = 2
+LEAST_BLOCK = 16
+"""Weights of QMoE's smallest block (ONNX Runtime 1.31)."""
+LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
+TOKENS, FOLLOWED = "input_ids", frozenset({"Cast", "Reshape"})
 NAMED_AT_MOST = 5
 """How many weights one check names."""
 
@@ -59,6 +66,17 @@ def quantization_checks(
     return checks
 
 
+def asked_weights(model: Any, weights: Mapping[str, HeldWeight]) -> dict[str, HeldWeight]:
+    """The weights of a decoder that a precision is meant for: those of products and experts, the table of tokens."""
+    table, owners = model.get_input_embeddings(), dict(model.named_modules())
+
+    def is_asked(weight: HeldWeight) -> bool:
+        owner = owners.get(weight.parameter.rpartition(".")[0])
+        return weight.stack is not None or isinstance(owner, nn.Linear) or hasattr(owner, "nf") or owner is table
+
+    return {name: weight for name, weight in weights.items() if is_asked(weight)}
+
+
 def coverage_check(
     model: ir.Model,
     precision: str,
@@ -68,14 +86,19 @@ def coverage_check(
 ) -> Check:
     """Whether every product that was to be quantized is: the share of the bytes that its float weights would take."""
     read = {name for node in model.graph for name in _weight_names(node)}
+    tables = {name for node in model.graph for name in _tables_of_tokens(node)}
     wanted = quantized = 0
     left = []
     for name, weight in weights.items():
-        if len(weight.shape) != MATRIX_RANK or not read & set(weight.initializers):
+        asked = _asked(weight.parameter, precision, rules, tied)
+        places = read if asked in INTEGERS else read | tables  # products of integers have no lookups
+        of_experts = weight.stack is not None and len(weight.shape) > MATRIX_RANK
+        matrix = len(weight.shape) == MATRIX_RANK and places & set(weight.initializers)
+        if not asked.startswith(QUANTIZED) or not (of_experts or matrix):
             continue
-        size = weight.shape[0] * weight.shape[1] * FLOAT_BYTES
-        if not _asked(weight.parameter, precision, rules, tied).startswith(QUANTIZED):
-            continue
+        if of_experts and weight.quantization is None and weight.shape[-1] % LEAST_BLOCK:
+            continue  # QMoE takes whole blocks alone
+        size = int(np.prod(weight.shape)) * FLOAT_BYTES
         wanted += size
         if weight.quantization is not None:
             quantized += size
@@ -97,6 +120,17 @@ def _weight_names(node: ir.Node) -> Iterator[str]:
     if decoder is not None and decoder.op_type == "DequantizeLinear":
         value = untransposed(decoder.inputs[0])
     if (base := base_of(value)) is not None and base.name:
+        yield base.name
+
+
+def _tables_of_tokens(node: ir.Node) -> Iterator[str]:
+    """The initializer whose rows token ids pick."""
+    picked = node.inputs[1] if node.op_type in LOOKUPS and len(node.inputs) > 1 else None
+    ids = None if picked is None else picked.producer()
+    while ids is not None and ids.op_type in FOLLOWED:
+        picked = ids.inputs[0]
+        ids = None if picked is None else picked.producer()
+    if picked is not None and picked.name == TOKENS and (base := base_of(node.inputs[0])) is not None and base.name:
         yield base.name
 
 

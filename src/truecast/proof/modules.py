@@ -22,8 +22,9 @@ import onnxruntime as ort
 
 from truecast.artifact import SAVED_NAME, Certificate, Check, Manifest, Status
 from truecast.errors import InputError
-from truecast.halves.model import HALVES, Half
+from truecast.halves.model import Half
 from truecast.measure.environment import environment
+from truecast.proof.claims import claims_check, half_of, with_own
 from truecast.proof.cosines import Cosines
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.integer_checks import quantization_checks
@@ -97,7 +98,7 @@ class _Case:
     @property
     def half(self) -> Half | None:
         """The float of 16 bits that the graph computes in, if any."""
-        return HALVES.get(self.manifest.precision)
+        return half_of(self.model)
 
     @property
     def leaves(self) -> int:
@@ -125,7 +126,8 @@ def prove_module(
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.of_module(author, checkpoint, source.trust_remote_code)
     author = replace(author, module=reference.model, mode=None)
-    weights = held_weights(model, manifest.weights, reference.sources, manifest.precision in HALVES)
+    weights = held_weights(model, manifest.weights, reference.sources, half_of(model) is not None)
+    weights = with_own(weights, manifest, reference)
     case = _Case(folder, manifest, model, author, reference, weights, report)
     with reference.threads():
         checks = _static(case)
@@ -156,6 +158,7 @@ def _static(case: _Case) -> list[Check]:
         table_check(model, half) if half and elsewhere else kernel_check(case.folder, model, manifest.graph.file),
         *accounting_checks(model, manifest, reference, weights),
         hash_check(model, manifest),
+        claims_check(model, manifest, weights),
         *quantization_checks(model, manifest, weights, reference.sources.tied),
         values,
         *loading_checks(reference, manifest, weights, reference.sources, partial(case.report, "check the source")),

@@ -227,7 +227,10 @@ def _windows(limits: Limits, notes: list[str]) -> Iterator[Point]:
         padding = slice(0, window + 2) if limits.padding == "any" else slice(total - window - 2, total)
         mask[1, padding] = 0
         tokens, compact = _tokens(limits, 2, mask.shape[1]), limits.padding == "right"
-        pieces = (total, *steps)  # what a compact row has in its first run does not lie among the last positions
+        pieces: tuple[int, ...] = (
+            total,
+            *steps,
+        )  # what a compact row has in its first run does not lie among the last positions
         yield Point(f"padding of {window + 2}", tokens, mask, pieces, LAST, settling=int(compact), compact=compact)
         if window + BEYOND > end:
             pieces = _over((window,), window + BEYOND)

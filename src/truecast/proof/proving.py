@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -26,20 +25,19 @@ from truecast.errors import InputError
 from truecast.measure.environment import environment
 from truecast.proof.bisect import bisect
 from truecast.proof.cache import cache_checks
+from truecast.proof.claims import cache_bits_of, claims_check, half_of, is_librarys, with_own
 from truecast.proof.ending import ending_checks, ending_note
 from truecast.proof.expert_kernels import expert_checks
-from truecast.proof.float_cache import coded_bits
 from truecast.proof.generation import (
     LONG_NEW,
-    Story,
-    author_story,
-    confirmed_story,
     generated,
     generation_check,
     new_tokens,
     shipped_check,
+    story_of,
 )
 from truecast.proof.held import HeldWeight, held_weights, load_graph
+from truecast.proof.integer_checks import asked_weights, quantization_checks
 from truecast.proof.operators import Array
 from truecast.proof.parity import (
     ACTIVATION_KL,
@@ -69,9 +67,10 @@ from truecast.proof.side_facts import side_checks
 from truecast.proof.source.checks import loading_checks
 from truecast.proof.static import graph_checks, kernel_check
 from truecast.proof.tables import table_checks
-from truecast.proof.tally import broken
+from truecast.proof.tally import broken, reason
 from truecast.proof.variants import variant_checks
 from truecast.proof.weights import Fault, accounting_checks, hash_check, value_check
+from truecast.targets.side_files import context_length
 from truecast.weights.sources import Sources
 
 Progress = Callable[[str, int, int], None]
@@ -81,7 +80,6 @@ BISECTED_POINTS = 3
 """Failing points that a bisection looks at, in the order of the grid."""
 VARIANT_POINTS = ("left padding", "right padding")
 """Points that serve the variants: the first one that the padding contract allows."""
-
 
 RANDOM_TOKENS = 10.0
 """How many times further random tokens move the logits than text does; see `GRID_KL`."""
@@ -106,14 +104,19 @@ class _Case:
 
     @property
     def is_float32(self) -> bool:
-        return self.manifest.precision == "fp32" and not self.is_quantized
+        return self.manifest.precision == "fp32" and not self.is_quantized and not self.is_half
 
     @property
     def keeps_values(self) -> bool:
         """Whether every weight has the values that the checkpoint has, so that its format costs nothing."""
         made_here = any(weight.quantization is not None and not weight.own for weight in self.weights.values())
         same = self.floats is self.reference.sources and not self.is_library_made
-        return self.manifest.precision != "fp16" and not made_here and same
+        return not self.is_half and not made_here and same
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the graph computes in float16."""
+        return half_of(self.model) is not None
 
     @property
     def is_all_held(self) -> bool:
@@ -125,6 +128,15 @@ class _Case:
     def is_library_made(self) -> bool:
         """Whether a library made the weights, and its own checkpoint is not there to compare with."""
         return self.manifest.settings.get("method") in CALIBRATED and self.floats is self.reference.sources
+
+    @property
+    def known_weights(self) -> Mapping[str, HeldWeight]:
+        """The weights whose values follow from the checkpoint: all but those that a library made."""
+        if not self.is_library_made:
+            return self.weights
+        folded = self.manifest.settings.get("method") in FOLDING
+        known = {name: w for name, w in self.weights.items() if not is_librarys(w, self.model)}
+        return {name: w for name, w in known.items() if w.quantization is not None or not folded}
 
     def noise(self) -> Noise:
         """The signal-to-noise ratio of every weight; nothing for methods that fold scales into other weights."""
@@ -139,7 +151,7 @@ class _Case:
     @property
     def cache_bits(self) -> int | None:
         """Bits of a code of the cache; None for floats."""
-        return coded_bits(self.manifest.graph)
+        return cache_bits_of(self.model)
 
     @property
     def against(self) -> str:
@@ -178,18 +190,18 @@ def prove(
     report = progress or (lambda stage, done, total: None)
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.build(checkpoint, trust_remote_code, original)
-    weights = held_weights(model, manifest.weights, reference.sources)
+    weights = with_own(held_weights(model, manifest.weights, reference.sources), manifest, reference)
     floats = reference.sources if original is None else replace(reference.sources, checkpoint=original)
     case = _Case(folder, manifest, model, reference, weights, floats, tuple(texts), report)
     with reference.threads():
-        checks, faults = _static(case, checkpoint.config)
+        checks, faults = _static(case, checkpoint)
         if not next(check for check in checks if check.name == "kernels").passed:
             return _certificate(checks, [], {})
         noise = {} if case.keeps_values else case.noise()
         checks += [likeness_check(noise)] if noise and case.is_library_made else []
         sides, said = side_checks(folder, original or checkpoint, manifest)
         checks += sides
-        run, notes, failed = _run(case, _limits(case, checkpoint.config))
+        run, notes, failed = _to_its_end(case, checkpoint)
         checks += run
         if failed or faults:
             notes = [_located(case, failed, faults), *notes]
@@ -203,30 +215,39 @@ def _certificate(checks: list[Check], notes: Sequence[str], noise: Noise) -> Cer
     )
 
 
-def _static(case: _Case, config: Mapping[str, Any]) -> tuple[list[Check], list[Fault]]:
+def _static(case: _Case, checkpoint: Checkpoint) -> tuple[list[Check], list[Fault]]:
     """Tier 1: every check that runs no model, and the weights that are wrong."""
     manifest, model = case.manifest, case.model
-    values: list[Check] = []
-    faults: list[Fault] = []
-    if not case.is_library_made:
-        check, faults = value_check(case.reference, case.weights, case.stage("check weights"))
-        values = [check]
+    asked, tied = asked_weights(case.reference.model, case.weights), case.reference.sources.tied
+    values, faults = value_check(case.reference, case.known_weights, case.stage("check weights"))
     checks = [
-        *graph_checks(model, manifest, config),
+        *graph_checks(model, manifest, checkpoint.config),
+        claims_check(model, manifest, case.weights, decoder=True),
+        *quantization_checks(model, manifest, asked, tied),
         kernel_check(case.folder, model, manifest.graph.file),
         *accounting_checks(model, manifest, case.reference, case.weights),
         hash_check(model, manifest),
-        *values,
+        values,
         *loading_checks(case.reference, manifest, case.weights, case.floats, case.stage("check the source")),
         *table_checks(model, manifest, case.reference),
     ]
     return checks, faults
 
 
-def _limits(case: _Case, config: Mapping[str, Any]) -> Limits:
-    info, parameters = case.manifest.graph, case.reference.parameters
+def _to_its_end(case: _Case, checkpoint: Checkpoint) -> tuple[list[Check], list[str], list[tuple[Point, int]]]:
+    """`_run`, of which what it cannot deal with is a failed check as well: a graph may be wrong in any way."""
+    try:
+        return _run(case, _limits(case, checkpoint))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a wrong graph makes of ONNX Runtime, NumPy or our own code
+        return [broken("parity", "the graph can be compared", f"{type(error).__name__}: {reason(error)}")], [], []
+
+
+def _limits(case: _Case, checkpoint: Checkpoint) -> Limits:
+    config, parameters = checkpoint.config, case.reference.parameters
     embedding: torch.Tensor = case.reference.model.get_input_embeddings().weight  # type: ignore[assignment]
-    vocabulary = info.vocab_size or int(embedding.shape[0])
+    vocabulary = int(embedding.shape[0])
     attention = {
         node.attributes["local_window_size"].as_int()
         for node in case.model.graph
@@ -235,10 +256,10 @@ def _limits(case: _Case, config: Mapping[str, Any]) -> Limits:
     rotating = any("do_rotary" in node.attributes for node in case.model.graph)  # by a table, which ends
     windows = {*config_windows(config), *(window for window in attention if window > 1)}
     return Limits(
-        padding=info.padding,
+        padding=case.manifest.graph.padding,
         many_after_past=not any(node.op_type == "GroupQueryAttention" for node in case.model.graph),
         vocabulary=vocabulary,
-        context=None if stretches(config) and not rotating else info.context_length,
+        context=None if stretches(config) and not rotating else context_length(checkpoint),
         windows=tuple(sorted(windows)),
         thresholds=config_thresholds(config),
         weights=sum(p.numel() for p in parameters.values()) - embedding.numel(),
@@ -290,7 +311,7 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[tupl
     notes += case.reference.fresh.notes()
     if case.is_library_made:
         notes.append(LIBRARY_NOTE)
-    if case.manifest.precision == "fp16":
+    if case.is_half:
         notes.append("float16 was run on the CPU provider, which casts what it has no kernel for to float32.")
     return checks, notes, [(p, failed[p.name]) for p in points if p.name in failed]
 
@@ -352,12 +373,12 @@ def _generation(case: _Case, limits: Limits, usual: Subject, shipped: Subject) -
         prompts = [prompt[: max(1, limits.context - 1)] for prompt in prompts]
     count = new_tokens(prompts, limits.context)
     tokens = generated(usual.decoder, prompts, count)
-    story = _story(case, limits, prompts, tokens, count)
+    story = story_of(case.reference, prompts, tokens, count, bool(limits.thresholds), case.stage("generate"))
     name = f"greedy tokens against {case.against}"
     checks = [generation_check(tokens, story, usual.error, f"{usual.name}, {name}")]
     if prompt := long_prompt(limits.texts, limits.vocabulary, limits.context):
         text = generated(usual.decoder, [prompt], LONG_NEW)
-        told = _story(case, limits, [prompt], text, LONG_NEW)
+        told = story_of(case.reference, [prompt], text, LONG_NEW, bool(limits.thresholds), case.stage("generate"))
         checks.append(generation_check(text, told, usual.error, f"{usual.name}, {name}, behind a long text"))
     if shipped.decoder is not usual.decoder:
         as_shipped = generated(shipped.decoder, prompts, count)
@@ -365,18 +386,13 @@ def _generation(case: _Case, limits: Limits, usual: Subject, shipped: Subject) -
     return checks
 
 
-def _story(case: _Case, limits: Limits, prompts: Sequence[Sequence[int]], tokens: Array | str, count: int) -> Story:
-    """The author's text behind the prompts; the artifact's, where he would have chosen its every token."""
-    story = None
-    if not isinstance(tokens, str) and tokens.shape == (len(prompts), count) and not limits.thresholds:
-        story = confirmed_story(case.reference, prompts, tokens, case.stage("generate"))
-    return author_story(case.reference, prompts, count, case.stage("generate")) if story is None else story
-
-
 def _located(case: _Case, failed: Sequence[tuple[Point, int]], faults: Sequence[Fault]) -> str:
     """What bisection says of a failed proof, in one sentence."""
     case.report("bisect", 0, 1)
-    found = bisect(case.folder, case.reference, case.manifest, failed[:BISECTED_POINTS], faults)
+    try:
+        found = bisect(case.folder, case.reference, case.manifest, failed[:BISECTED_POINTS], faults)
+    except Exception as error:  # the graph is wrong, in a way that its pieces cannot be run
+        return f"Bisection does not get through the graph ({type(error).__name__}: {reason(error)})."
     case.report("bisect", 1, 1)
     if found is not None:
         return str(found)

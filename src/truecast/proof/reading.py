@@ -160,7 +160,7 @@ def _pair(node: ir.Node) -> Table:
     base, block = base_of(decoder_inputs(node)[0]), node.attributes["block_size"].as_int()
     assert base is not None and base.const_value is not None
     rows, padding = int(base.const_value.shape.numpy()[0]), filled_up(reader.inputs[0])[1] if product else 0
-    width = codes(0, 1).shape[1] - padding
+    width = (None if product else _kept(node)) or codes(0, 1).shape[1] - padding
 
     def whole(codes: RowsOf) -> RowsOf:
         read = _cut(decoded(node, codes), width)
@@ -189,7 +189,8 @@ def _lookup(node: ir.Node) -> Table:
     bits, block = (node.attributes[name].as_int() for name in ("bits", "block_size"))
     table, scales = node.inputs[0], _required(node, 2)
     assert table is not None and table.const_value is not None
-    rows, width = table.const_value.shape.numpy()[0], scales(0, 1).shape[1] * block
+    rows, filled = table.const_value.shape.numpy()[0], scales(0, 1).shape[1] * block
+    width = _kept(node) or filled
     offsets = _lookup_offsets(node)
 
     def whole(codes: RowsOf) -> RowsOf:
@@ -200,6 +201,16 @@ def _lookup(node: ir.Node) -> Table:
     ends = _ends(codes, whole) if offsets is not None or _optional(node, 3) is not None else None
     quantization = Quantization(bits, block, offsets is not None, ends)
     return Table((rows, width), whole(codes), scales(0, 1).dtype, quantization)
+
+
+def _kept(node: ir.Node) -> int | None:
+    """How many columns of the rows that were looked up are kept; None where nothing is cut off."""
+    readers = [use.node for use in node.outputs[0].uses()]
+    if len(readers) != 1 or readers[0].op_type != "Slice" or len(readers[0].inputs) != 4:
+        return None
+    bounds = [None if x is None else ir.convenience.get_const_tensor(x) for x in readers[0].inputs[1:]]
+    starts, ends, axes = (None if x is None else x.numpy().tolist() for x in bounds)
+    return int(ends[0]) if ends is not None and (starts, axes) == ([0], [-1]) else None
 
 
 def _decoded(node: ir.Node, codes: RowsOf, places: tuple[int, int], bits: int, block: int, width: int) -> RowsOf:

@@ -3,16 +3,12 @@
 Every initializer is listed in the manifest and has the listed hash, every parameter of the author's model is held,
 every checkpoint tensor is used or ignored for a reason, and every held value is what the checkpoint's value becomes:
 
-| packing | bound on |w - held|, with a the largest |w| of the block and n the bits |
+| packing | bound on |w - held| |
 |---|---|
 | dense | 0: the same value after the cast, in 16 bits the same bits as torch's cast gives |
 | the checkpoint's own codes and scales | 0, or what rounding twice leaves; see `own` |
-| round to nearest, symmetric | half a step of a / 2^(n-1) |
-| … at the end of the shorter side | a whole step |
-| round to nearest, as far on both sides | half a step of a / (2^(n-1) - 1) |
+| round to nearest | the same codes and scales, made again; see `rounding` |
 | searched: k-quant, hqq | by block and by code, see `searched` |
-
-The codes go from -2^(n-1) to 2^(n-1) - 1; a lies on the longer side, and the shorter one ends a step before -a.
 
 The bound follows from the checkpoint and the format alone. It does not use the artifact's own scale, with which a scale
 that is too large would excuse the errors it makes.
@@ -35,6 +31,7 @@ from truecast.proof.held import HeldWeight, aliases, bytes_of, is_external, row_
 from truecast.proof.operators import Array
 from truecast.proof.own import own_shares
 from truecast.proof.reference import Reference
+from truecast.proof.rounding import rounded_shares
 from truecast.proof.searched import searched_shares
 from truecast.proof.tally import Worst, check, counted
 from truecast.weights.sources import finite_rows
@@ -42,10 +39,6 @@ from truecast.weights.sources import finite_rows
 TIER = "static"
 SMALL_BYTES = 1 << 16
 """Largest constant that may lie in the graph itself without being a weight."""
-ROUNDING = 2.0**-20
-"""Room for float32's rounding in scale and product, in parts of the largest weight of a block."""
-SCALE_EPSILON = {"float32": 0.0, "float16": 2.0**-11}
-"""Relative rounding of a stored scale."""
 
 Progress = Callable[[int, int], None]
 
@@ -224,7 +217,7 @@ TORCH_HALVES = {np.dtype(np.float16): torch.float16, np.dtype(ml_dtypes.bfloat16
 
 
 def _block_shares(values: Array, held: Array, weight: HeldWeight) -> Array:
-    """|w - held| over its bound, [rows, blocks] (the worst value of each block)."""
+    """Shares of the bound of rounding to nearest, [rows, blocks]."""
     form = weight.quantization
     assert form is not None
     rows, width = values.shape
@@ -232,26 +225,4 @@ def _block_shares(values: Array, held: Array, weight: HeldWeight) -> Array:
         values, held = values / form.factors, held / form.factors
     padding = ((0, 0), (0, -width % form.block))
     w, h = (np.pad(x, padding).reshape(rows, -1, form.block) for x in (values, held))
-    high, low = w.max(-1, keepdims=True), w.min(-1, keepdims=True)
-    largest = np.maximum(high, -low)
-    if form.top is not None:
-        return _even_shares(w, h, largest, form.top)
-    step = largest / (1 << (form.bits - 1))
-    # the side of the largest weight reaches its code exactly; on the other one the codes end a step earlier
-    ends = np.where(high >= -low, -w, w) > largest - step
-    both = (high == -low) & (np.abs(w) > largest - step)
-    bound = np.where(ends | both, step, step / 2)
-    bound = bound + largest * (ROUNDING + SCALE_EPSILON.get(str(weight.dtype), 0.0))
-    return _of_bound(np.abs(w - h), bound)
-
-
-def _even_shares(values: Array, held: Array, largest: Array, top: int) -> Array:
-    """Shares where codes go from -top to top; all arrays [rows, blocks, weights]."""
-    return _of_bound(np.abs(values - held), largest / top / 2 + largest * ROUNDING)
-
-
-def _of_bound(error: Array, bound: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(error == 0, 0.0, error / bound)
-    result: Array = shares.max(-1)
-    return result
+    return rounded_shares(w, h, 1 << (form.bits - 1), form.top, weight.dtype == np.float16)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from truecast.dialects.expand import CONTRIB, NodeWriter
-from truecast.weights.emission import Values
+from truecast.weights.emission import Values, cut
 from truecast.weights.forms import Blocks, Bnb4, Form
 
 
@@ -76,10 +76,11 @@ class ContribEmitter:
         attributes = {"bits": form.bits, "block_size": form.block, "gather_axis": 0, "quantize_axis": 1}
         table, scales, zeros = operands
         inputs = [table, ids, scales] + ([zeros] if zeros is not None else [])
-        label = name if offsets is None else f"{name}.codes"
+        whole = offsets is None and form.padded == form.width
+        label = name if whole else f"{name}.codes"
         rows = write.op("GatherBlockQuantized", inputs, attributes, domain=CONTRIB, name=label)
         if offsets is None:
-            return rows
+            return rows if whole else cut(write, rows, form, name)
         chosen = write.op("Gather", [offsets, ids], {"axis": 0})
         grouped = write.op("Reshape", [rows, write.ints(0, 0, form.groups, form.group)])
         moved = write.op("Add", [grouped, write.op("Unsqueeze", [chosen, write.ints(3)])])

@@ -96,6 +96,11 @@ def repeated(write: NodeWriter, value: ir.Value, columns: int, wanted: int, time
     return write.op("Slice", [value, write.ints(0), write.ints(wanted), write.ints(1)])
 
 
+def cut(write: NodeWriter, rows: ir.Value, form: Blocks, name: str | None = None) -> ir.Value:
+    """Rows without what fills their last block up."""
+    return write.op("Slice", [rows, write.ints(0), write.ints(form.width), write.ints(-1)], name=name)
+
+
 def scales_of(write: NodeWriter, values: Values, form: Blocks, dtype: ir.DataType) -> ir.Value:
     """One scale per block."""
     scales = multiplied(write, values, form.scales, form.groups, dtype)

@@ -98,8 +98,13 @@ class Blocks:
 
     @property
     def serves_lookups(self) -> bool:
-        """Whether single rows can be decoded: they are whole blocks, and their columns are in order."""
-        return self.width % self.block == 0 and self.order is None
+        """Whether single rows can be decoded: their columns are in order, and only whole blocks have offsets."""
+        return self.order is None and (self.width % self.block == 0 or not self.offsets)
+
+    @property
+    def padded(self) -> int:
+        """Columns of the codes, the last block filled up."""
+        return self.blocks * self.block
 
     @property
     def serves_experts(self) -> bool:

@@ -124,6 +124,12 @@ class Packer:
         return [tensor for tensor in map(self.sources.__getitem__, floats) if tensor.is_quantized]
 
     @property
+    def unquantized(self) -> list[StoredTensor]:
+        """Weights that were to get codes, and that became floats since no operator takes their blocks."""
+        floats = [weight for weight, form in self.forms.items() if isinstance(form, Floats) and not form.binding.own]
+        return [self.sources[weight] for weight in floats if self.precision_of(weight).bits is not None]
+
+    @property
     def tied(self) -> bool:
         """Whether head and embedding are one weight, so that one table may serve both."""
         if not self.head:
@@ -135,10 +141,10 @@ class Packer:
         chosen = self.choose(weight) if self.choose is not None else self.precision
         if chosen.bits is None or chosen.channels or not self.tied or weight not in (self.embedding, self.head):
             return chosen
-        # a lookup reads whole blocks, and a tied head must have the very numbers that it has
+        # a lookup of whole blocks needs no cut behind it, and a tied head must have the very numbers that it has
         width = self.sources[weight].shape[1]
         fitting = [size for size in BLOCK_SIZES if size <= chosen.block and width % size == 0]
-        return replace(chosen, block=max(fitting)) if fitting else replace(chosen, bits=None)
+        return replace(chosen, block=max(fitting)) if fitting else chosen
 
     def _form(self, weight: str, transposed: bool = False) -> Form:
         tensor = self.sources[weight]

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from truecast.dialects.expand import NodeWriter
 from truecast.weights.binding import Binding, Operand
-from truecast.weights.emission import Values
+from truecast.weights.emission import Values, cut
 from truecast.weights.forms import BNB_TABLES, Blocks, Bnb4, Form
 
 ACTIVATIONS_KEY = "session.qdq_matmulnbits_accuracy_level"
@@ -97,8 +97,10 @@ class StandardEmitter:
         codes, scales, zeros = (None if x is None else write.op("Gather", [x, flat], {"axis": 0}) for x in operands)
         assert codes is not None and scales is not None
         points = zero_points(write, form, zeros, write.op("Shape", [scales]))
-        inputs = [unpacked(write, codes, form.bits, form.width), scales, points]
+        inputs = [unpacked(write, codes, form.bits, form.padded), scales, points]
         rows = write.op("DequantizeLinear", inputs, {"axis": 1, "block_size": form.block})
+        if form.padded != form.width:
+            rows = cut(write, rows, form)
         if offsets is not None:
             chosen = write.op("Gather", [offsets, flat], {"axis": 0})
             grouped = write.op("Reshape", [rows, write.ints(0, form.groups, form.group)])

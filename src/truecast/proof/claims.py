@@ -1,0 +1,146 @@
+"""Tier 1, what kind of artifact it is: read from the graph and the source, with which the manifest may only agree.
+
+| what decides a limit | read from |
+|---|---|
+| float16 or bfloat16 | the weights that products multiply with |
+| a quantized cache | the attributes of the attention operators |
+| whose codes a weight has | how the checkpoint stores it, and whether it was to be kept |
+| a library's codes | scales in 16 bits, as libraries store them; truecast's own are float32 |
+| padding, dialect | the contract of the target |
+| vocabulary | the shape of the logits |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from truecast.artifact import Check, Manifest
+from truecast.calibration.libraries import CALIBRATED
+from truecast.errors import InputError
+from truecast.halves.model import HALVES, Half
+from truecast.proof.constants import untransposed
+from truecast.proof.float_cache import ATTENTION, QUANTIZING
+from truecast.proof.held import HeldWeight
+from truecast.proof.reference import Reference
+from truecast.proof.static import dims
+from truecast.proof.tally import counted
+from truecast.targets import find_target
+from truecast.weights.precision import INTEGERS
+from truecast.weights.rules import Rule
+
+AS_IS = "as-is"
+PRECISIONS = frozenset({AS_IS, "fp32", "fp16", "bf16", "int8", "int4", *INTEGERS})
+TIER, NAME = "static", "kind of artifact as in the manifest"
+PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "Conv", "MatMulNBits"})
+"""Operators whose weight has the float that the graph computes in."""
+FACTORS = {"MatMulNBits": 2}
+"""Input that has it, where it is not the second: the scales."""
+SMALL_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def half_of(model: ir.Model) -> Half | None:
+    """The float of 16 bits that a graph computes in, if any."""
+    found = {_factor(node) for node in model.graph if node.op_type in PRODUCTS}
+    found |= {value.dtype for value in model.graph.outputs}
+    return next((half for half in HALVES.values() if half.dtype in found), None)
+
+
+def _factor(node: ir.Node) -> ir.DataType | None:
+    index = FACTORS.get(node.op_type, 1)
+    value = untransposed(node.inputs[index]) if index < len(node.inputs) else None
+    return value.dtype if value is not None and value.is_initializer() else None
+
+
+def cache_bits_of(model: ir.Model) -> int | None:
+    """Bits of a code of the cache as the graph's attention has it; None for floats."""
+    coded = [node for node in model.graph if node.op_type == ATTENTION and QUANTIZING[0] in node.attributes]
+    return coded[0].attributes.get_int(QUANTIZING[2], 8) if coded else None
+
+
+def with_own(weights: Mapping[str, HeldWeight], manifest: Manifest, reference: Reference) -> dict[str, HeldWeight]:
+    """The weights with `own` as it follows from the source: quantized there, and to be kept as they are."""
+    return {name: replace(weight, own=_is_own(weight, manifest, reference)) for name, weight in weights.items()}
+
+
+def _is_own(weight: HeldWeight, manifest: Manifest, reference: Reference) -> bool:
+    sources = reference.sources
+    if weight.parameter not in sources.parameters or sources[weight.parameter].encoding is None:
+        return False
+    kept = precision_of(weight.parameter, manifest, sources.tied) == AS_IS
+    return kept or manifest.settings.get("method") in CALIBRATED
+
+
+def precision_of(parameter: str, manifest: Manifest, tied: Mapping[str, str]) -> str:
+    """The precision that a weight was to have; a tied one has that of either name."""
+    rules = [Rule.parse(text) for text in manifest.settings.get("keep", ())]
+    names = {parameter, tied.get(parameter, parameter), *(k for k, v in tied.items() if v == parameter)}
+    given = [rule.precision for rule in rules if any(rule.matches(name) for name in names)]
+    return given[-1] if given else manifest.precision
+
+
+def is_librarys(weight: HeldWeight, model: ir.Model) -> bool:
+    """Whether a weight of codes is as libraries store theirs."""
+    values = (model.graph.initializers.get(name) for name in weight.initializers)
+    return weight.quantization is not None and any(v is not None and v.dtype in SMALL_FLOATS for v in values)
+
+
+def claims_check(
+    model: ir.Model,
+    manifest: Manifest,
+    weights: Mapping[str, HeldWeight],
+    decoder: bool = False,
+) -> Check:
+    """What the manifest says otherwise."""
+    faults = [*_kind_faults(model, manifest, weights), *_target_faults(manifest, decoder)]
+    if decoder:
+        faults += _decoder_faults(model, manifest)
+    detail = f"{manifest.precision} for {manifest.target}"
+    return counted(TIER, NAME, faults, "contradictions", detail)
+
+
+def _kind_faults(model: ir.Model, manifest: Manifest, weights: Mapping[str, HeldWeight]) -> Iterator[str]:
+    half, claimed = half_of(model), HALVES.get(manifest.precision)
+    if manifest.precision not in PRECISIONS:
+        yield f"there is no precision {manifest.precision}"
+    if half is not claimed:
+        said = "float32" if half is None else half.word
+        yield f"the graph computes in {said}, the manifest says {manifest.precision}"
+    asked = [manifest.precision, *(Rule.parse(text).precision for text in manifest.settings.get("keep", ()))]
+    made = [name for name, weight in weights.items() if weight.quantization is not None and not weight.own]
+    if made and not any(name.startswith("int") for name in asked):
+        yield f"{made[0]} was quantized here, which {manifest.precision} does not ask for"
+    method = manifest.settings.get("method")
+    librarys = any(is_librarys(weight, model) for weight in weights.values())
+    if method in CALIBRATED and not librarys:
+        yield f"no weight is stored as {method} stores them"
+    listed = {name: info.own for info in manifest.weights for name in info.initializers}
+    for name, weight in weights.items() if method not in CALIBRATED else ():
+        if weight.quantization is not None and listed[weight.initializers[0]] != weight.own:
+            yield f"{name} has {'the' if weight.own else 'not the'} checkpoint's own codes"
+
+
+def _target_faults(manifest: Manifest, decoder: bool) -> Iterator[str]:
+    try:
+        target = find_target(manifest.target)
+    except InputError:
+        yield f"there is no target {manifest.target}"
+        return
+    pairs = [("dialect", manifest.dialect, target.dialect)]
+    pairs += [("padding", manifest.graph.padding, target.padding)] if decoder else []
+    for what, said, wanted in pairs:
+        if said != wanted:
+            yield f"{what} is {said}, that of {target.name} is {wanted}"
+
+
+def _decoder_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
+    info = manifest.graph
+    bits = cache_bits_of(model)
+    said = None if info.cache is None else info.cache.bits
+    if said != bits:
+        yield f"the cache has {bits or 'no'} bits to a code in the graph and {said or 'none'} in the manifest"
+    vocabulary = next(iter(dims(model.graph.outputs[0])[-1:]), None)
+    if info.vocab_size != vocabulary:
+        yield f"vocab_size is {info.vocab_size}, the logits have {vocabulary}"
