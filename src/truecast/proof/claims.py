@@ -51,6 +51,9 @@ def half_of(model: ir.Model) -> Half | None:
 def _factor(node: ir.Node) -> ir.DataType | None:
     index = FACTORS.get(node.op_type, 1)
     value = untransposed(node.inputs[index]) if index < len(node.inputs) else None
+    caster = None if value is None else value.producer()
+    if caster is not None and caster.op_type == "Cast":  # a product in float32 among others of 16 bits
+        value = untransposed(caster.inputs[0])
     return value.dtype if value is not None and value.is_initializer() else None
 
 
