@@ -22,8 +22,10 @@ from truecast.calibration.caching import SETTING, with_quantized_cache
 from truecast.calibration.libraries import CALIBRATED, calibrated, library_version
 from truecast.calibration.texts import read_texts
 from truecast.checkpoint import Checkpoint, open_checkpoint
+from truecast.checkpoint.castable import require_castable
 from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.model import Array
+from truecast.checkpoint.tasks import GENERATION
 from truecast.describing import (
     decoder_info,
     described,
@@ -85,6 +87,7 @@ def export(
     require_free(out, force)
     require_apart(out, (source, *request.paths))
     checkpoint = open_checkpoint(source, request.adapter)
+    require_castable(checkpoint, GENERATION)
     used = request.method in CALIBRATED or request.cache_bits is not None
     if request.calibration is not None and not verify and not used:
         raise InputError(

@@ -212,3 +212,15 @@ def test_reading_imports_neither_torch_nor_transformers(model: AutoModelForCausa
         "assert not {'torch', 'transformers', 'gguf'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no regular file"):
+        open_checkpoint(tmp_path / "pipe")
+
+
+def test_half_a_surrogate_pair_is_no_model_type(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "\\ud800"}')
+    with pytest.raises(InputError, match="is not readable JSON"):
+        open_checkpoint(tmp_path)

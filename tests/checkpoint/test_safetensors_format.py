@@ -278,3 +278,18 @@ def test_metadata_that_are_no_texts_are_refused(metadata: Any, tmp_path: Path) -
     write_raw(tmp_path / SINGLE_NAME, {"__metadata__": metadata, "w": entry(0, 4)}, b"1234")
     with pytest.raises(InputError, match="do not map names to texts"):
         read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b'{"a": {}, "b": {}, "a": {}}', "its header is not JSON (it names a twice)"),
+        (b'{"\\ud800": {}}', "surrogates not allowed"),
+    ],
+)
+def test_names_that_stand_twice_or_are_no_text_are_refused(header: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError) as refused:
+        read_file(file)
+    assert said in str(refused.value)

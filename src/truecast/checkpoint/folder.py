@@ -95,6 +95,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
         raise InputError(f"{path.parent} has no {CONFIG_NAME}; give the folder that save_pretrained() wrote.")
     try:
         config = json.loads(path.read_bytes(), object_hook=_float)
+        json.dumps(config, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); restore it from the model's source.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):

@@ -69,6 +69,8 @@ def _open(path: Path) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
+    if not path.is_file():  # a pipe or a device may never end
+        raise InputError(f"{path} is no regular file; give a Hugging Face folder or a GGUF file.")
     with path.open("rb") as file:
         magic = file.read(len(GGUF_MAGIC))
     if magic == GGUF_MAGIC or path.suffix == ".gguf":

@@ -182,12 +182,22 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             raise _corrupt(path, f"its header should take {length} bytes, but the file has only {size}")
         raw = file.read(length)
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=_once)
+        json.dumps(header, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _corrupt(path, "its header is not a JSON object")
     return header, LENGTH_BYTES + length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where it has a name twice, of which Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)} twice")
+    return found
 
 
 def _parse_entry(path: Path, name: str, value: Any) -> _Entry:

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from truecast.checkpoint import Checkpoint, open_checkpoint
+from truecast.checkpoint.castable import obstacle
 from truecast.checkpoint.tasks import task_of
 from truecast.inspection import facts
 from truecast.inspection.costs import choices, parameter_count
@@ -24,9 +25,9 @@ def inspect(path: Path | str) -> Inspection:
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Inspect an open checkpoint."""
-    obstacle = _obstacle(checkpoint)
+    hindrance = obstacle(checkpoint, task_of(checkpoint))
     tensors = parameters(checkpoint)
-    becoming = {} if obstacle else outlooks(tensors)
+    becoming = {} if hindrance else outlooks(tensors)
     return Inspection(
         path=str(checkpoint.path),
         format=checkpoint.format,
@@ -46,9 +47,9 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         kv_heads=facts.kv_heads(checkpoint),
         head_dim=facts.head_dim(checkpoint),
         kv_bytes_per_token=facts.kv_bytes_per_token(checkpoint),
-        choices=() if obstacle else choices(checkpoint, becoming),
-        recommendation=recommend(checkpoint, "cpu"),
-        obstacle=obstacle,
+        choices=() if hindrance else choices(checkpoint, becoming),
+        recommendation=None if hindrance else recommend(checkpoint, "cpu"),
+        obstacle=hindrance,
         notices=checkpoint.notices,
     )
 
@@ -70,10 +71,3 @@ def recommend(checkpoint: Checkpoint, provider: str) -> Recommendation:
 def recommended_precision(checkpoint: Checkpoint, provider: str) -> str:
     """The precision of `recommend`."""
     return recommend(checkpoint, provider).precision
-
-
-def _obstacle(checkpoint: Checkpoint) -> str | None:
-    if facts.is_decoder(checkpoint) or facts.is_module(checkpoint):
-        return None
-    name = facts.architecture(checkpoint)
-    return f"{name} is neither a decoder language model nor an encoder, which is what this version converts"

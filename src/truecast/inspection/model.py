@@ -72,8 +72,8 @@ class Inspection:
     `task` is what the model is for, in the Hub's words. `parameters` counts a tied tensor once. `quantization` names
     the library that quantized the weights, None for floats; `left_in_float` are then the modules whose matrices it did
     not quantize. `ignored` counts tensors that no weight needs, by the reason. `kv_bytes_per_token` is for a float32
-    cache. `obstacle` is the sentence that says why `choices` is empty. `notices` are sentences that the user should
-    read.
+    cache. `obstacle` says why `choices` is empty and there is no `recommendation`. `notices` are sentences that the
+    user should read.
     """
 
     path: str
@@ -95,7 +95,7 @@ class Inspection:
     head_dim: int | None
     kv_bytes_per_token: int | None
     choices: tuple[Choice, ...]
-    recommendation: Recommendation
+    recommendation: Recommendation | None
     obstacle: str | None
     notices: tuple[str, ...]
 

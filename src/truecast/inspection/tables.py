@@ -23,8 +23,7 @@ def render(inspection: Inspection) -> RenderableType:
     else:
         parts.append(_costs(inspection))
     parts += [Text(f"Note: {notice}") for notice in inspection.notices]
-    if not inspection.obstacle:
-        advice = inspection.recommendation
+    if (advice := inspection.recommendation) is not None:
         parts.append(f"Recommended on {advice.provider}: {advice.precision}, because {advice.reason}.")
     return Group(*parts)
 

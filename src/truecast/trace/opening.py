@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from truecast.checkpoint import open_checkpoint
+from truecast.checkpoint.castable import require_castable
 from truecast.checkpoint.folder import CONFIG_NAME, read_config, side_files
 from truecast.checkpoint.memory import memory_checkpoint
 from truecast.checkpoint.model import Array, Checkpoint
@@ -75,6 +76,7 @@ def open_author(
         return _real(asked, made, examples if source.example_inputs is None else source.example_inputs, files, dtype)
     checkpoint = open_checkpoint(source.path, source.adapter)
     task = chosen_task(checkpoint, source.task)
+    require_castable(checkpoint, task)
     with fake_tensors() if fake else nullcontext() as mode:
         author = author_of(checkpoint, task, dtype, source.trust_remote_code)
     return replace(author, mode=mode).with_axes(source.dynamic), checkpoint
