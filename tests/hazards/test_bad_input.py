@@ -235,7 +235,7 @@ def test_data_that_is_elsewhere_or_missing_is_a_finding_and_nothing_is_mended(
     external: dict[str, object], code: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = of_tensor([4, 4], **external)(tmp_path)
-    status = main(["diagnose", str(path), option])
+    status = main(["diagnose", str(path), option, "--quiet"])
     printed = capsys.readouterr()
     assert status == (2 if option == "--fix" else 1)
     assert (code in printed.out) == (option != "--fix")

@@ -63,14 +63,12 @@ def _open(path: Path) -> Checkpoint:
         return _open_directory(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a Hugging Face folder or a GGUF file on this machine.")
-    if not path.is_file():
+    if not path.is_file():  # which may never end
         raise InputError(f"{path} is a pipe, a socket or a device; give a Hugging Face folder or a GGUF file.")
     return _open_file(path)
 
 
 def _open_file(path: Path) -> Checkpoint:
-    if not path.is_file():  # a pipe or a device may never end
-        raise InputError(f"{path} is no regular file; give a Hugging Face folder or a GGUF file.")
     with path.open("rb") as file:
         magic = file.read(len(GGUF_MAGIC))
     if magic == GGUF_MAGIC or path.suffix == ".gguf":
