@@ -43,18 +43,25 @@ SMALL_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 def half_of(model: ir.Model) -> Half | None:
     """The float of 16 bits that a graph computes in, if any."""
-    found = {_factor(node) for node in model.graph if node.op_type in PRODUCTS}
-    found |= {value.dtype for value in model.graph.outputs}
+    products = [node for node in model.graph if node.op_type in PRODUCTS]
+    found = {_factor(node) for node in products} | {value.dtype for value in model.graph.outputs}
+    if not FACTORS.keys() & {node.op_type for node in products}:  # codes have scales of 16 bits in float32 graphs, too
+        found |= {_widened(node) for node in products}
     return next((half for half in HALVES.values() if half.dtype in found), None)
 
 
 def _factor(node: ir.Node) -> ir.DataType | None:
     index = FACTORS.get(node.op_type, 1)
     value = untransposed(node.inputs[index]) if index < len(node.inputs) else None
-    caster = None if value is None else value.producer()
-    if caster is not None and caster.op_type == "Cast":  # a product in float32 among others of 16 bits
-        value = untransposed(caster.inputs[0])
     return value.dtype if value is not None and value.is_initializer() else None
+
+
+def _widened(node: ir.Node) -> ir.DataType | None:
+    """What the weight of a product is stored in that is cast before it is multiplied: a float32 fallback of float16."""
+    value = untransposed(node.inputs[1])
+    caster = None if value is None else value.producer()
+    stored = untransposed(caster.inputs[0]) if caster is not None and caster.op_type == "Cast" else None
+    return stored.dtype if stored is not None and stored.is_initializer() else None
 
 
 def cache_bits_of(model: ir.Model) -> int | None:
