@@ -41,11 +41,15 @@ FACTORS = {"MatMulNBits": 2}
 SMALL_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def half_of(model: ir.Model) -> Half | None:
-    """The float of 16 bits that a graph computes in, if any."""
+def half_of(model: ir.Model, fallbacks: bool = False) -> Half | None:
+    """The float of 16 bits that a graph computes in, if any.
+
+    With `fallbacks`, as modules may have them, also that of a graph whose every product is a float32 fallback: it
+    widens a weight of 16 bits. A decoder that keeps such weights as they are stored does the same in float32.
+    """
     products = [node for node in model.graph if node.op_type in PRODUCTS]
     found = {_factor(node) for node in products} | {value.dtype for value in model.graph.outputs}
-    if not FACTORS.keys() & {node.op_type for node in products}:  # codes have scales of 16 bits in float32 graphs, too
+    if fallbacks and not FACTORS.keys() & {node.op_type for node in products}:  # whose scales may have 16 bits
         found |= {_widened(node) for node in products}
     return next((half for half in HALVES.values() if half.dtype in found), None)
 
@@ -104,15 +108,18 @@ def claims_check(
     decoder: bool = False,
 ) -> Check:
     """What the manifest says otherwise."""
-    faults = [*_kind_faults(model, manifest, weights), *_target_faults(manifest, decoder)]
+    half = half_of(model, fallbacks=not decoder)
+    faults = [*_kind_faults(model, manifest, weights, half), *_target_faults(manifest, decoder)]
     if decoder:
         faults += _decoder_faults(model, manifest)
     detail = f"{manifest.precision} for {manifest.target}"
     return counted(TIER, NAME, faults, "contradictions", detail)
 
 
-def _kind_faults(model: ir.Model, manifest: Manifest, weights: Mapping[str, HeldWeight]) -> Iterator[str]:
-    half, claimed = half_of(model), HALVES.get(manifest.precision)
+def _kind_faults(
+    model: ir.Model, manifest: Manifest, weights: Mapping[str, HeldWeight], half: Half | None
+) -> Iterator[str]:
+    claimed = HALVES.get(manifest.precision)
     if manifest.precision not in PRECISIONS:
         yield f"there is no precision {manifest.precision}"
     if half is not claimed:

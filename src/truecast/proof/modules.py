@@ -98,7 +98,7 @@ class _Case:
     @property
     def half(self) -> Half | None:
         """The float of 16 bits that the graph computes in, if any."""
-        return half_of(self.model)
+        return half_of(self.model, fallbacks=True)
 
     @property
     def leaves(self) -> int:
@@ -126,7 +126,7 @@ def prove_module(
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.of_module(author, checkpoint, source.trust_remote_code)
     author = replace(author, module=reference.model, mode=None)
-    weights = held_weights(model, manifest.weights, reference.sources, half_of(model) is not None)
+    weights = held_weights(model, manifest.weights, reference.sources, half_of(model, fallbacks=True) is not None)
     weights = with_own(weights, manifest, reference)
     case = _Case(folder, manifest, model, author, reference, weights, report)
     with reference.threads():
