@@ -19,7 +19,7 @@ from truecast.weights.floats import dense_binding
 from truecast.weights.forms import quantized
 from truecast.weights.packing import Packer, in_rows
 from truecast.weights.precision import Precision
-from truecast.weights.quantize import dequantize_rows, quantize_rows
+from truecast.weights.quantize import BLOCK_SIZES, dequantize_rows, quantize_rows
 
 VOCABULARY, OUT = 48, 24
 FP32 = Precision("fp32", ir.DataType.FLOAT)
@@ -110,12 +110,10 @@ def test_embedding_and_head_give_the_numbers_of_their_weights(
 ) -> None:
     packer, arrays = language_model(precision, tied, width)
     ids = np.array([5, 0, VOCABULARY - 1, 5])
-    if tied and precision.bits is not None:  # one table of both, in blocks of which a row has a whole number
-        precision = replace(
-            precision, **({"bits": None} if width == 72 else {"block": min(precision.block, width % 64 or 64)})
-        )
-    whole_blocks = precision.bits is None or width % precision.block == 0
-    rows = (rounded(arrays["embed.weight"], precision) if whole_blocks else arrays["embed.weight"])[ids]
+    if tied and precision.bits is not None:  # one table of both, of whole blocks where any size allows it
+        fitting = [size for size in BLOCK_SIZES if size <= precision.block and width % size == 0]
+        precision = replace(precision, block=max(fitting, default=precision.block))
+    rows = rounded(arrays["embed.weight"], precision)[ids]
     expected = rows @ rounded(arrays.get("head.weight", arrays["embed.weight"]), precision).T
     np.testing.assert_allclose(run_packed(packer, tmp_path, {"ids": ids})[0], expected, atol=CLOSE)
 

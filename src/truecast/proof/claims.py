@@ -81,7 +81,7 @@ def with_own(weights: Mapping[str, HeldWeight], manifest: Manifest, reference: R
 
 def _is_own(weight: HeldWeight, manifest: Manifest, reference: Reference) -> bool:
     sources = reference.sources
-    if weight.parameter not in sources.parameters or sources[weight.parameter].encoding is None:
+    if weight.parameter not in sources.parameters or not sources[weight.parameter].is_quantized:
         return False
     kept = precision_of(weight.parameter, manifest, sources.tied) == AS_IS
     return kept or manifest.settings.get("method") in CALIBRATED
