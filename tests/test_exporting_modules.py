@@ -173,6 +173,27 @@ class TestAModuleInMemory:
         assert "as saved against the original with these weights, output" in passed
 
 
+class TwoTables(nn.Module):
+    """Token ids that pick rows of two tables, and places that pick rows of a third; no class of transformers'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.tones, self.places = nn.Embedding(64, 32), nn.Embedding(64, 32), nn.Embedding(512, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, input_ids: Tensor) -> Any:
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return self.head(self.words(input_ids) + self.tones(input_ids) + self.places(places))
+
+
+def test_every_table_of_tokens_is_quantized_whatever_its_module_is(tmp_path: Path) -> None:
+    ids = torch.arange(14).view(2, 7)
+    made = truecast.export(TwoTables().eval(), tmp_path / "out", precision="int4", example_inputs=ids)
+    packings = {info.sources[0]: info.packing for info in made.manifest.weights}
+    assert all(packings[name].startswith("int4") for name in ("words.weight", "tones.weight", "head.weight"))
+    assert packings["places.weight"] == "dense float32"
+
+
 class TestALoop:
     def test_a_recurrent_layer_is_proven_for_any_batch(self, tmp_path: Path) -> None:
         made = truecast.export(Recurrent(), tmp_path / "out", example_inputs=torch.randn(2, 5, 8))

@@ -34,6 +34,8 @@ EXPERTS: Mapping[str, Callable[[Packer, ir.Node], None]] = MappingProxyType(
     {"Experts": pack_experts, "ExpertProduct": pack_product}
 )
 """Who packs the abstract operators of experts."""
+TOKENS = "input_ids"
+"""The input whose numbers pick rows of the tables of tokens."""
 COLUMN_ORDER = "order of the columns"
 """Packing of the index by which a product reads its input, where the checkpoint ordered its columns."""
 
@@ -327,7 +329,7 @@ class Packer:
     def _embedding(self, node: ir.Node, tied: bool) -> None:
         weight, ids = node.attributes["weight"].as_string(), node.inputs[0]
         assert ids is not None
-        form = self._table_form(weight)
+        form = self._table_form(weight, of_tokens=weight == self.embedding or _reads_tokens(ids))
         write, name = NodeWriter(node), _module(weight)
         if isinstance(form, Blocks):
             values = self.add(form.binding if tied and weight == self.embedding else in_rows(form).binding)
@@ -347,19 +349,28 @@ class Packer:
         rows = write.op("Gather", [values[form.table.name], ids], {"axis": 0}, name=f"{name}.stored")
         finish(node, write.op("Cast", [rows], {"to": dtype}, name=name))
 
-    def _table_form(self, weight: str) -> Form:
-        """The form of a lookup's table: blocks only for the tokens' own, and where its rows are whole blocks."""
+    def _table_form(self, weight: str, *, of_tokens: bool) -> Form:
+        """The form of a lookup's table: blocks only for one of tokens, and where its rows are whole blocks."""
         precision = self.precision_of(weight)
         if precision.channels:
             binding = dense_binding(weight, self.sources[weight], self.precision.dtype)
             return Floats(binding, binding.operands[0])
         form = self._form(weight)
-        quantized_here = precision.bits is not None and weight != self.embedding
+        quantized_here = precision.bits is not None and not of_tokens
         in_blocks = isinstance(form, Blocks) and form.serves_lookups
         if isinstance(form, Floats) or (in_blocks and not quantized_here):
             return form
         binding = dense_binding(weight, self.sources[weight], self.precision.dtype)
         return Floats(binding, binding.operands[0])
+
+
+def _reads_tokens(ids: ir.Value) -> bool:
+    """Whether a lookup's indices are the graph's token ids, as they came or in another integer type or shape."""
+    node = ids.producer()
+    while node is not None and node.op_type in ("Cast", "Reshape") and node.inputs[0] is not None:
+        ids = node.inputs[0]
+        node = ids.producer()
+    return ids.name == TOKENS
 
 
 def weights_of(node: ir.Node) -> list[str]:
