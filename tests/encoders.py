@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.conformance.encoders import BY_NAME
@@ -25,6 +26,19 @@ def classifier(folder: Path) -> Path:
     config |= {"label2id": {label: index for index, label in LABELS.items()}}
     (made / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return made
+
+
+def steps_behind(folder: Path, steps: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Tensor]]]) -> Path:
+    """Puts steps behind a folder's encoder: by the folder of each its class, its settings and its weights."""
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{KIND}.Transformer"}]
+    for index, (name, (kind, settings, weights)) in enumerate(steps.items()):
+        modules.append({"idx": index + 1, "name": str(index + 1), "path": name, "type": kind})
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(settings))
+        if weights:
+            save_file(dict(weights), folder / name / "model.safetensors")
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
 
 
 def sentences(folder: Path, mode: str = "mean_tokens", normalize: bool = True) -> Path:

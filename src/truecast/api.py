@@ -74,11 +74,11 @@ class Artifact:
             self._encoder = Encoder.open(self.folder, self.provider, self.threads)
         return self._encoder.run(feeds)
 
-    def answer(self, text: str) -> Answer:
-        """What an encoder makes of a text, in the words of its task; raises InputError where it takes none."""
+    def answer(self, text: str, pair: str | None = None) -> Answer:
+        """What an encoder makes of a text, or of a pair, in the words of its task; InputError where it takes none."""
         from truecast.runtime.answers import answer
 
-        return answer(self.folder, text, self.provider, self.threads)
+        return answer(self.folder, text, pair, self.provider, self.threads)
 
     def verify(
         self,

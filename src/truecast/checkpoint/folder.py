@@ -50,7 +50,6 @@ SIDE_FILE_NAMES = (
     "preprocessor_config.json",
     "processor_config.json",
     MODULES_FILE,
-    "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
 
@@ -153,8 +152,8 @@ def _adapter_alone(folder: Path) -> InputError:
 def side_files(folder: Path) -> dict[str, Callable[[], bytes]]:
     """The files of a folder that go along with its tensors, by their path in it."""
     files = [folder / name for name in SIDE_FILE_NAMES]
-    if (folder / MODULES_FILE).is_file():  # the settings of each module are in a folder of its own
-        files += sorted(folder.glob("*_*/config.json"))
+    if (folder / MODULES_FILE).is_file():
+        files += [*sorted(folder.glob("sentence_*_config.json")), *_step_files(folder)]
     return {str(file.relative_to(folder)): file.read_bytes for file in files if file.is_file()}
 
 
@@ -169,3 +168,13 @@ def read_side_file(files: Mapping[str, Callable[[], bytes]], name: str) -> Mappi
     if not isinstance(content, dict):
         raise InputError(f"The checkpoint's {name} holds no JSON object; restore it from the model's source.")
     return content
+
+
+def _step_files(folder: Path) -> list[Path]:
+    """Settings and weights of the steps of a sentence-transformers folder, each in a folder of its own."""
+    path = folder / MODULES_FILE
+    try:
+        steps = [str(step["path"]) for step in json.loads(path.read_bytes()) if step.get("path")]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} does not list the folders of steps ({error}); download it again.") from error
+    return [folder / step / name for step in steps for name in (CONFIG_NAME, SINGLE_NAME)]

@@ -6,8 +6,10 @@ sentence-transformers folder, whose pooling makes one vector of a text.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
@@ -31,8 +33,11 @@ AUDIO_FEATURES = ("feat_extract_norm", "num_mel_bins")
 """Settings that only models of sound have: their ForSequenceClassification hears."""
 MODULES_FILE = "modules.json"
 """What makes a folder one of sentence-transformers."""
+TRANSFORMER_TASKS: Mapping[str, str] = {"sequence-classification": "text-classification"}
+"""What the encoder of such a folder may do beside giving hidden states: cross-encoders are saved so."""
 ALSO: Mapping[str, tuple[str, ...]] = {"fill-mask": ("ForPreTraining", "WithLMHeadModel")}
 """Further classes whose weights may hold the head of a task."""
+TRANSFORMER_FILE = re.compile(r"sentence_[\w-]+_config\.json")
 HEAD = re.compile(r"(For[A-Z]|WithLMHead|LMHead)\w*$")
 """What a class name has behind the model type where the class has a head."""
 TASKS = (*dict.fromkeys(ENDINGS.values()), FEATURES, SENTENCES)
@@ -41,7 +46,7 @@ TASKS = (*dict.fromkeys(ENDINGS.values()), FEATURES, SENTENCES)
 def task_of(checkpoint: Checkpoint) -> str:
     """The task of a checkpoint, from its files and from the class that config.json names; generation if none says."""
     if MODULES_FILE in checkpoint.side_files:
-        return SENTENCES
+        return TRANSFORMER_TASKS.get(str(transformer_settings(checkpoint).get("transformer_task")), SENTENCES)
     names = _classes(checkpoint)
     if not names:
         return GENERATION
@@ -72,6 +77,13 @@ def chosen_task(checkpoint: Checkpoint, asked: str | None) -> str:
             f"leave --task out, or take the model without its head with --task {FEATURES}."
         )
     return asked
+
+
+def transformer_settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a sentence-transformers folder says of its encoder, in sentence_bert_config.json or the like."""
+    names = sorted(name for name in checkpoint.side_files if TRANSFORMER_FILE.fullmatch(name))
+    found: Mapping[str, Any] = json.loads(checkpoint.side_files[names[0]]()) if names else {}
+    return found
 
 
 def _classes(checkpoint: Checkpoint) -> list[str]:

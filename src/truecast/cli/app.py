@@ -197,6 +197,7 @@ def run(
     top_k: given.TopK = 0,
     top_p: given.TopP = 1.0,
     seed: given.Seed = None,
+    pair: given.Pair = None,
     trust_remote_code: given.NothingToTrust = False,
     as_json: given.AsJson = False,
 ) -> int:
@@ -211,7 +212,11 @@ def run(
     choices = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     given.require_heeded(artifact.manifest.graph.cache is not None, max_new_tokens, choices)
     if artifact.manifest.graph.cache is None:
-        return show.answered(artifact.answer(prompt), as_json)
+        return show.answered(artifact.answer(prompt, pair), as_json)
+    if pair is not None:
+        from truecast.errors import InputError
+
+        raise InputError(f"{out} is a language model, which takes one text; leave --pair out.")
     generation = artifact.generate(
         prompt,
         max_new_tokens=max_new_tokens,

@@ -140,6 +140,12 @@ SourcePath = Annotated[
 NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to publish; must not exist.")]
 ArtifactFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that `truecast export` wrote.")]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")]
+Pair = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="The second text of a pair: a reranker's passage, or where a question's answer is found."
+    ),
+]
 CalibrationMethod = Annotated[
     str,
     typer.Option(callback=_calibration_method, help="How int8-static finds ranges: minmax, entropy or percentile."),

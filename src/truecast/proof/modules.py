@@ -36,6 +36,7 @@ from truecast.proof.parity import NOISE_FACTOR, RELATIVE, half_limit
 from truecast.proof.quality import Noise, signal_to_noise
 from truecast.proof.reference import Reference
 from truecast.proof.repeating import repeat_check, repeat_faults
+from truecast.proof.sentences import Followed, followed
 from truecast.proof.sessions import RUN_ERRORS, declared, open_module, open_saved, open_twin
 from truecast.proof.shaken import shaken
 from truecast.proof.side_facts import side_checks
@@ -84,6 +85,7 @@ class _Case:
     reference: Reference
     weights: Mapping[str, HeldWeight]
     report: Progress
+    steps: Followed
 
     @property
     def is_quantized(self) -> bool:
@@ -123,12 +125,14 @@ def prove_module(
     """
     report = progress or (lambda stage, done, total: None)
     author, checkpoint = open_author(source)
+    steps = followed(author, checkpoint.path)
+    author = steps.author
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.of_module(author, checkpoint, source.trust_remote_code)
     author = replace(author, module=reference.model, mode=None)
     weights = held_weights(model, manifest.weights, reference.sources, half_of(model, fallbacks=True) is not None)
     weights = with_own(weights, manifest, reference)
-    case = _Case(folder, manifest, model, author, reference, weights, report)
+    case = _Case(folder, manifest, model, author, reference, weights, report, steps)
     with reference.threads():
         checks = _static(case)
         if not next(check for check in checks if check.name == "kernels").passed:
@@ -173,6 +177,7 @@ def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
     repeats = zip(points, original, again, strict=True)
     faults = [fault for point, first, second in repeats for fault in repeat_faults(point.name, first, second)]
     checks = [repeat_check(faults, case.reference, len(points))]
+    checks += case.steps.check(TIER)
     if not case.keeps_values:
         case.reference.load_held(case.weights)
     try:

@@ -12,11 +12,12 @@ from typing import Any, Self
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from tokenizers import normalizers
 
 from truecast.artifact import GraphInfo, TensorInfo, read_manifest
 from truecast.errors import InputError
-from truecast.runtime.providers import open_session, require_kernels
-from truecast.runtime.text import TextCodec
+from truecast.runtime.providers import NOTHING, open_session, require_kernels
+from truecast.runtime.text import TextCodec, read_json
 
 Array = NDArray[Any]
 
@@ -63,21 +64,47 @@ def _fitting(array: Array, info: TensorInfo) -> Array:
 
 
 class Tokens:
-    """The tokenizer of an encoder: texts to padded arrays by the names of its inputs."""
+    """The tokenizer of an encoder: texts to padded arrays by the names of its inputs.
 
-    def __init__(self, codec: TextCodec, names: Sequence[str], longest: int | None) -> None:
+    `prompts` are those of a sentence-transformers folder by their names, `prompt_name` the one used when none is asked
+    for. `pads_left` says on which side shorter rows are padded, as tokenizer_config.json does.
+    """
+
+    def __init__(
+        self,
+        codec: TextCodec,
+        names: Sequence[str],
+        longest: int | None,
+        prompts: Mapping[str, str] = NOTHING,
+        prompt_name: str | None = None,
+        pads_left: bool = False,
+    ) -> None:
         self.codec, self.names, self.longest = codec, names, longest
+        self.prompts, self.prompt_name, self.pads_left = prompts, prompt_name, pads_left
         pad = codec.special_tokens.get("pad_token")
         self.pad = (codec.tokenizer.token_to_id(pad) if pad is not None else None) or 0
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
         """The tokenizer of the artifact in `folder`; raises InputError when it has none."""
-        info = read_manifest(Path(folder)).graph
-        return cls(TextCodec.open(folder), [tensor.name for tensor in info.inputs], info.context_length)
+        folder = Path(folder)
+        info, codec = read_manifest(folder).graph, TextCodec.open(folder)
+        settings = [read_json(path) for path in sorted(folder.glob("sentence_*_config.json"))]
+        if any(one.get("do_lower_case") for one in settings):
+            own = codec.tokenizer.normalizer
+            codec.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([own] if own else [])])
+        sentences = read_json(folder / "config_sentence_transformers.json")
+        prompts = {name: text for name, text in (sentences.get("prompts") or {}).items() if text}
+        side = read_json(folder / "tokenizer_config.json").get("padding_side")
+        names = [tensor.name for tensor in info.inputs]
+        return cls(codec, names, _longest(info), prompts, sentences.get("default_prompt_name"), side == "left")
 
     def batch(
-        self, texts: Sequence[str], max_length: int | None = None, pairs: Sequence[str] | None = None
+        self,
+        texts: Sequence[str],
+        max_length: int | None = None,
+        pairs: Sequence[str] | None = None,
+        prompt: str | None = None,
     ) -> dict[str, Array]:
         """input_ids, attention_mask and token_type_ids, as far as the graph takes them, int64 [texts, longest].
 
@@ -85,27 +112,69 @@ class Tokens:
             texts: one for each row; longer ones are cut to `max_length` tokens and to what the model takes.
             max_length: tokens of a row at most.
             pairs: second texts, as cross-encoders take them.
+            prompt: the name of the prompt that goes before every text, "" for none; None takes the folder's default.
+
+        Raises InputError for a prompt that the folder does not have, and for a pair without its second text.
         """
+        rows = self.encodings(texts, max_length, pairs, prompt)
+        width = max((len(row.ids) for row in rows), default=0)
+        made = {
+            "input_ids": self._padded([row.ids for row in rows], width, self.pad),
+            "attention_mask": self._padded([[1] * len(row.ids) for row in rows], width, 0),
+            "token_type_ids": self._padded([row.type_ids for row in rows], width, 0),
+            "prompt_length": np.full(len(rows), self._length(self._prompt(prompt)), np.int64),
+        }
+        return {name: made[name] for name in self.names if name in made}
+
+    def encodings(
+        self,
+        texts: Sequence[str],
+        max_length: int | None = None,
+        pairs: Sequence[str] | None = None,
+        prompt: str | None = None,
+    ) -> Sequence[Any]:
+        """What the tokenizers library makes of every row, with offsets and special tokens; see `batch`."""
+        if pairs is not None and len(pairs) != len(texts):
+            raise InputError(f"There are {len(texts)} texts, but {len(pairs)} second ones; give one for each.")
+        before = self._prompt(prompt)
+        given = [before + text for text in texts]
         limit = min([n for n in (max_length, self.longest) if n], default=None)
         tokenizer = self.codec.tokenizer
         if limit is not None:
             tokenizer.enable_truncation(limit)
         try:
-            given = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-            rows = tokenizer.encode_batch(given)
+            rows: Sequence[Any] = tokenizer.encode_batch(
+                given if pairs is None else list(zip(given, pairs, strict=True))
+            )
         finally:
             tokenizer.no_truncation()
-        width = max((len(row.ids) for row in rows), default=0)
-        made = {
-            "input_ids": _padded([row.ids for row in rows], width, self.pad),
-            "attention_mask": _padded([[1] * len(row.ids) for row in rows], width, 0),
-            "token_type_ids": _padded([row.type_ids for row in rows], width, 0),
-        }
-        return {name: made[name] for name in self.names if name in made}
+        return rows
+
+    def _prompt(self, name: str | None) -> str:
+        name = self.prompt_name if name is None else name
+        if not name:
+            return ""
+        if name not in self.prompts and name != self.prompt_name:
+            raise InputError(f"There is no prompt {name!r}; the artifact has {', '.join(self.prompts) or 'none'}.")
+        return self.prompts.get(name, "")
+
+    def _length(self, prompt: str) -> int:
+        """Tokens of a prompt as sentence-transformers counts them: with what begins a text, without what ends it."""
+        if not prompt:
+            return 0
+        ids = self.codec.tokenizer.encode(prompt).ids
+        special = {number for number, token in self.codec.tokenizer.get_added_tokens_decoder().items() if token.special}
+        return len(ids) - (ids[-1] in special)
+
+    def _padded(self, rows: Sequence[Sequence[int]], width: int, pad: int) -> Array:
+        filled = np.full((len(rows), width), pad, np.int64)
+        for index, row in enumerate(rows):
+            filled[index, width - len(row) if self.pads_left else 0 :][: len(row)] = row
+        return filled
 
 
-def _padded(rows: Sequence[Sequence[int]], width: int, pad: int) -> Array:
-    filled = np.full((len(rows), width), pad, np.int64)
-    for index, row in enumerate(rows):
-        filled[index, : len(row)] = row
-    return filled
+def _longest(info: GraphInfo) -> int | None:
+    """Tokens of a row at most: the end of the axis that the graph was proven on, else the model's positions."""
+    shape = next((tensor.shape for tensor in info.inputs if tensor.name == "input_ids"), [])
+    _, _, end = info.axes.get(str(shape[-1]) if shape else "", "").partition("..")
+    return int(end) if end else info.context_length

@@ -17,7 +17,7 @@ from truecast.errors import InputError
 from truecast.study.plan import Model
 from truecast.trace.author import outputs_of
 from truecast.trace.opening import made_by
-from truecast.trace.pooling import Finish, read_pooling
+from truecast.trace.pooling import Finish, attach_steps, load_steps
 from truecast.trace.tasks import CLASSES
 
 
@@ -59,4 +59,8 @@ def build_author(model: Model, dtype: torch.dtype) -> Author:
             f"{model.source} has no tensor {min(found['missing_keys'])!r}, which a model for {task} needs; "
             "transformers would make one up: name another task."
         )
-    return Author(loaded, read_pooling(checkpoint) if task == SENTENCES else None)
+    if task != SENTENCES:
+        return Author(loaded)
+    finish = attach_steps(loaded, checkpoint, dtype)
+    load_steps(loaded, checkpoint)
+    return Author(loaded, finish)

@@ -82,12 +82,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: its name in forward(), an example, and the free axes of it. `high` bounds integers: 0 ≤ x < high."""
+    """One input: its name in forward(), an example, and the free axes of it.
+
+    `high` bounds integers: 0 ≤ x < high. `behind` is one that forward() does not take: what follows it does.
+    """
 
     name: str
     example: Tensor
     axes: Mapping[int, Axis]
     high: int | None = None
+    behind: bool = False
 
     @property
     def is_mask(self) -> bool:
@@ -115,7 +119,7 @@ class AuthorModule:
     def __call__(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """The outputs by name, for one tensor for each input; a graph takes no output of an input's name."""
         named = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
-        outputs = outputs_of(self.module(**named))
+        outputs = outputs_of(self.module(**{spec.name: named[spec.name] for spec in self.inputs if not spec.behind}))
         finished = outputs if self.finish is None else self.finish(outputs, named)
         return {f"{name}_output" if name in named else name: value for name, value in finished.items()}
 

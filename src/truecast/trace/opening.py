@@ -23,10 +23,11 @@ from truecast.checkpoint.castable import require_castable
 from truecast.checkpoint.folder import CONFIG_NAME, read_config, side_files
 from truecast.checkpoint.memory import memory_checkpoint
 from truecast.checkpoint.model import Array, Checkpoint
-from truecast.checkpoint.tasks import chosen_task
+from truecast.checkpoint.tasks import MODULES_FILE, SENTENCES, chosen_task
 from truecast.errors import InputError
 from truecast.trace.author import AuthorModule, Dynamic, in_memory
 from truecast.trace.explaining import explained
+from truecast.trace.pooling import require_alone, with_steps
 from truecast.trace.skeleton import fake_tensors
 from truecast.trace.tasks import author_of, text_inputs
 
@@ -77,6 +78,10 @@ def open_author(
     checkpoint = open_checkpoint(source.path, source.adapter)
     task = chosen_task(checkpoint, source.task)
     require_castable(checkpoint, task)
+    if task == SENTENCES:
+        checkpoint = with_steps(checkpoint)
+    elif source.task is None and MODULES_FILE in checkpoint.side_files:
+        require_alone(checkpoint)
     with fake_tensors() if fake else nullcontext() as mode:
         author = author_of(checkpoint, task, dtype, source.trust_remote_code)
     return replace(author, mode=mode).with_axes(source.dynamic), checkpoint

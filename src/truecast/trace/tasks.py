@@ -28,10 +28,10 @@ from transformers import (
 from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.folder import read_side_file
 from truecast.checkpoint.model import Checkpoint
-from truecast.checkpoint.tasks import FEATURES, SENTENCES
+from truecast.checkpoint.tasks import FEATURES, SENTENCES, TRANSFORMER_FILE
 from truecast.errors import InputError
 from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
-from truecast.trace.pooling import read_pooling
+from truecast.trace.pooling import PROMPT, attach_steps, needs_prompt_length
 from truecast.trace.skeleton import built, load_config, with_divisions
 
 CLASSES: Mapping[str, Any] = {
@@ -52,6 +52,8 @@ NO_LIMIT = 10**6
 """tokenizer_config.json says a number far beyond this one when there is no limit."""
 LEAST_VOCABULARY = 100
 """Token ids of an example where no configuration says how many there are."""
+LONGEST_PROMPT = 8
+"""Tokens of a prompt in the proof; the graph takes any number."""
 LEAST_SAMPLES = 1600
 """A tenth of a second at 16 kHz; convolutions make no frame of much less."""
 MASK = "attention_mask"
@@ -78,7 +80,12 @@ def author_of(
     model = built(CLASSES[task], config, task, **options)
     with_divisions(model, activation_scales(checkpoint))
     specs = _inputs(model, config, checkpoint, dtype)
-    finish = read_pooling(checkpoint) if task == SENTENCES else None
+    if task != SENTENCES:
+        return AuthorModule(model, specs, task, str(checkpoint.path), checkpoint.config)
+    finish = attach_steps(model, checkpoint, dtype)
+    if needs_prompt_length(checkpoint):
+        example = torch.ones(EXAMPLE_BATCH, dtype=torch.long)
+        specs = (*specs, InputSpec(PROMPT, example, {0: Axis(BATCH)}, LONGEST_PROMPT, behind=True))
     return AuthorModule(model, specs, task, str(checkpoint.path), checkpoint.config, finish)
 
 
@@ -130,7 +137,7 @@ def text_inputs(
     module: nn.Module, config: Mapping[str, Any], files: Mapping[str, Callable[[], bytes]]
 ) -> list[InputSpec]:
     """The inputs of forward() that a tokenizer makes; raises InputError when there is none."""
-    axes = {0: Axis(BATCH), 1: Axis(LENGTH, 1, _longest(config, files))}
+    axes = {0: Axis(BATCH), 1: Axis(LENGTH, 1, _longest(module, config, files))}
     shape = (EXAMPLE_BATCH, EXAMPLE_LENGTH)
     highs = {
         "input_ids": int(config.get("vocab_size") or LEAST_VOCABULARY),
@@ -147,12 +154,24 @@ def text_inputs(
     return [InputSpec(n, torch.full(shape, int(n == "attention_mask")), axes, highs[n]) for n in names]
 
 
-def _longest(config: Mapping[str, Any], files: Mapping[str, Callable[[], bytes]]) -> int | None:
-    """Tokens that the model takes: what its tokenizer stops at, or else its positions."""
-    stated = config.get("max_position_embeddings")
-    limit = read_side_file(files, "tokenizer_config.json").get("model_max_length")
-    limits = [n for n in (stated, limit) if isinstance(n, int | float) and 0 < n < NO_LIMIT]
+def _longest(module: nn.Module, config: Mapping[str, Any], files: Mapping[str, Callable[[], bytes]]) -> int | None:
+    """Tokens that the model takes: what sentence-transformers or its tokenizer stops at, or else its positions."""
+    settings = [read_side_file(files, name) for name in files if TRANSFORMER_FILE.fullmatch(name)]
+    tokenizer = read_side_file(files, "tokenizer_config.json")
+    stop = next((one["max_seq_length"] for one in settings if one.get("max_seq_length")), None)
+    stated = (_positions(module, config), stop or tokenizer.get("model_max_length"))
+    limits = [n for n in stated if isinstance(n, int | float) and 0 < n < NO_LIMIT]
     return int(min(limits)) if limits else None
+
+
+def _positions(module: nn.Module, config: Mapping[str, Any]) -> int | None:
+    """Positions of the model; those of RoBERTa's kind are counted from behind the table's row for padding on."""
+    stated = config.get("max_position_embeddings") or config.get("n_positions")
+    tables = [m for m in module.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == stated]
+    if not tables:  # T5 states positions that it does not have
+        return config.get("max_position_embeddings")
+    padding = tables[0].padding_idx
+    return tables[0].num_embeddings - (0 if padding is None else padding + 1)
 
 
 def _image_size(config: PreTrainedConfig) -> tuple[int, int]:
