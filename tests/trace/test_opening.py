@@ -12,7 +12,27 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+    SeamlessM4TFeatureExtractor,
+    SequenceFeatureExtractor,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertForCTC,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForAudioClassification,
+)
 
 import truecast
 from tests.encoders import Layers, classifier, layers_examples, sentences
@@ -20,7 +40,7 @@ from truecast.artifact import Status
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.tasks import chosen_task, task_of
 from truecast.errors import InputError
-from truecast.trace.author import MODULE, Axis
+from truecast.trace.author import MODULE, AuthorModule, Axis
 from truecast.trace.opening import ModuleSource, made_by, open_author
 
 
@@ -329,3 +349,54 @@ def test_a_factory_may_be_named_by_its_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "path", list(sys.path))
     made, *_ = made_by(f"{tmp_path / 'a_head_in_a_file.py'}:make", None)
     assert isinstance(made, nn.Linear)
+
+
+def saved(folder: Path, model: PreTrainedModel, extractor: SequenceFeatureExtractor | None = None) -> AuthorModule:
+    """The author's module of a model that was saved, with its feature extractor."""
+    model.save_pretrained(folder)
+    if extractor is not None:
+        extractor.save_pretrained(folder)
+    return open_author(ModuleSource(folder))[0]
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+T5 = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2, "vocab_size": 100}
+WHISPER = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "d_model": 32, "vocab_size": 100}
+WHISPER |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 48, "pad_token_id": 0}
+WHISPER |= {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+
+
+def test_the_class_that_the_checkpoint_names_comes_before_the_tasks_own(tmp_path: Path) -> None:
+    texts = CLIPTextConfig(vocab_size=100, **SMALL, projection_dim=24, eos_token_id=99, bos_token_id=1, pad_token_id=0)
+    models = [T5EncoderModel(T5Config(**T5)), UMT5EncoderModel(UMT5Config(**T5)), CLIPTextModelWithProjection(texts)]
+    for model in models:
+        author = saved(tmp_path / type(model).__name__, model)
+        assert type(author.module) is type(model)
+        assert [spec.name for spec in author.inputs] == ["input_ids", "attention_mask"]
+    assert author.axes["sequence_length"].high == 77
+    assert open_author(ModuleSource(tmp_path / "T5EncoderModel"))[0].axes["sequence_length"].high is None
+
+
+def test_positions_behind_a_row_for_padding_do_not_count(tmp_path: Path) -> None:
+    config = RobertaConfig(vocab_size=100, **SMALL, max_position_embeddings=66, pad_token_id=1)
+    assert saved(tmp_path / "roberta", RobertaModel(config)).axes["sequence_length"].high == 64
+
+
+def test_inputs_of_sound_have_the_layout_of_the_feature_extractor(tmp_path: Path) -> None:
+    whisper = saved(tmp_path / "w", WhisperForAudioClassification(WhisperConfig(**WHISPER)), WhisperFeatureExtractor())
+    assert [(s.name, tuple(s.example.shape), set(s.axes)) for s in whisper.inputs] == [
+        ("input_features", (3, 80, 3000), {0})
+    ]
+    config = Wav2Vec2BertConfig(**SMALL, vocab_size=32, feature_projection_input_dim=160)
+    bert = saved(tmp_path / "b", Wav2Vec2BertForCTC(config), SeamlessM4TFeatureExtractor())
+    assert [(s.name, tuple(s.example.shape), set(s.axes)) for s in bert.inputs] == [
+        ("input_features", (3, 49, 160), {0, 1}),
+        ("attention_mask", (3, 49), {0, 1}),
+    ]
+    assert bert.axes["num_frames"] == Axis("num_frames", 4)
+
+
+def test_without_a_feature_extractor_the_layout_is_one_that_the_model_takes(tmp_path: Path) -> None:
+    config = WhisperConfig(**WHISPER, max_source_positions=50)
+    author = saved(tmp_path / "whisper", WhisperForAudioClassification(config))
+    assert tuple(author.inputs[0].example.shape) == (3, 80, 100)

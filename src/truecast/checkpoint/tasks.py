@@ -48,14 +48,24 @@ def task_of(checkpoint: Checkpoint) -> str:
     if MODULES_FILE in checkpoint.side_files:
         return TRANSFORMER_TASKS.get(str(transformer_settings(checkpoint).get("transformer_task")), SENTENCES)
     names = _classes(checkpoint)
-    if not names:
-        return GENERATION
-    name = names[0]
+    return _task_of_class(names[0], checkpoint.config) if names else GENERATION
+
+
+def _task_of_class(name: str, config: Mapping[str, Any]) -> str:
     ending = next((ending for ending in ENDINGS if name.endswith(ending)), None)
     if ending is None:
         return FEATURES
-    hears = ENDINGS[ending] == "text-classification" and any(key in checkpoint.config for key in AUDIO_FEATURES)
+    hears = ENDINGS[ending] == "text-classification" and any(key in config for key in AUDIO_FEATURES)
     return "audio-classification" if hears else ENDINGS[ending]
+
+
+def class_doing(checkpoint: Checkpoint, task: str) -> str | None:
+    """The class that config.json names, where it does the task: a sentence's vector is made behind one without head."""
+    name = next(iter(_classes(checkpoint)), None)
+    if name is None:
+        return None
+    done = HEAD.search(name) is None if task == SENTENCES else _task_of_class(name, checkpoint.config) == task
+    return name if done else None
 
 
 def chosen_task(checkpoint: Checkpoint, asked: str | None) -> str:

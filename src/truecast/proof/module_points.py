@@ -2,31 +2,47 @@
 
 | group | sizes |
 |---|---|
-| one axis | each free axis at its least, 1, 2, 3, the trace's size, one beside it, 64, its greatest; others usual |
+| one axis | each free axis at its least, 1, 2, 3, 9, the trace's size, one beside it, 64; others usual |
+| greatest | each free axis at its greatest, others at their least |
 | corner | all axes at their least, and at 2 |
-| mask | rows padded on the right, on the left, with holes |
+| mask | rows padded on the right, on the left, with holes; with paddings longer than a window where there is one |
 
-Left out, and said so in the notes: sizes that the module itself does not take.
+Left out, and said so in the notes: sizes that the module itself does not take, and those at which it would make a
+tensor too large (`HEAVIEST`): the nearest below is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from truecast.trace.author import AuthorModule, Axis, InputSpec
+from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
 
 SEED = 20_241_121
 USUAL = 5
 """Size of an axis while another one varies."""
+MANY = 9
+"""Rows beyond those that kernels take together: ONNX Runtime and torch have paths of their own up to eight."""
 LARGE = 64
-DEAREST = 1 << 12
-"""Largest size of an axis without an end, or with one far away, in elements of the axis."""
+FAR = 2048
+"""Greatest size, in elements, of an axis without an end."""
+HEAVIEST, CONVENIENT = 1 << 29, 1 << 27
+"""Bytes of the largest tensor that a module makes at a point: at most, and for points that others could stand for.
+Torch in float32 and float64 and the runtime hold some six of that size at a time."""
+LIGHT = 1 << 12
+"""Elements of all inputs up to which no tensor is large."""
 MASKS = ("right padding", "left padding", "holes")
+WINDOWS = ("window", "local_attention")
+"""What the names of settings contain that say how far attention reaches."""
+MASKED_ROWS = 3
+"""Rows of a point with long paddings: none, a third, and two thirds of the last one."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +53,113 @@ class ModulePoint:
     tensors: tuple[Tensor, ...]
 
 
-def module_points(author: AuthorModule) -> Iterator[ModulePoint]:
-    """All points of the grid, the same at every call."""
+@dataclass(frozen=True)
+class Grid:
+    """All points, the same at every call, and what is to be said of those that are not there."""
+
+    points: tuple[ModulePoint, ...]
+    notes: tuple[str, ...]
+
+
+def module_grid(author: AuthorModule) -> Grid:
+    """The grid of a module."""
+    points: dict[tuple[str, tuple[int, ...]], ModulePoint] = {}
+    notes: dict[str, str] = {}
+    for kind, sizes in _wanted(author, notes):
+        named = [f"{axis} {size}" for axis, size in sizes.items()]
+        name = ", ".join(([kind] if kind else []) + named) or "the example's sizes"
+        mask = _mask(kind) if kind else _ones
+        points.setdefault((kind, tuple(sizes.values())), ModulePoint(name, _tensors(author, sizes, mask)))
+    return Grid(tuple(points.values()), tuple(notes.values()))
+
+
+Sizes = dict[str, int]
+
+
+def _wanted(author: AuthorModule, notes: dict[str, str]) -> Iterator[tuple[str, Sizes]]:
+    """The kind of mask ("" for none) and the sizes of every point; some come more than once."""
     axes, examples = author.axes, _example_sizes(author)
     usual = {name: _clip(axis, examples[name] if axis.low > 1 else USUAL) for name, axis in axes.items()}
-    seen: set[tuple[int, ...]] = set()
+    least = {name: axis.low for name, axis in axes.items()}
     for name, axis in axes.items():
         for size in _sizes(axis, examples[name]):
-            yield from _once(author, usual | {name: size}, seen)
+            room = HEAVIEST if size <= MANY else CONVENIENT
+            yield "", _fitting(author, usual | {name: size}, name, room, {})
+        if (greatest := _greatest(axis)) is not None:
+            yield "", _fitting(author, least | {name: greatest}, name, HEAVIEST, notes)
     for size in (1, 2):
-        yield from _once(author, {name: _clip(axis, size) for name, axis in axes.items()}, seen)
+        yield "", {name: _clip(axis, size) for name, axis in axes.items()}
     if not axes:
-        yield from _once(author, {}, seen)
-    if any(spec.is_mask for spec in author.inputs):
+        yield "", {}
+    for sizes in (usual, *_longer_than_windows(author, usual)) if any(spec.is_mask for spec in author.inputs) else ():
         for kind in MASKS:
-            yield ModulePoint(kind, _tensors(author, usual, _mask(kind)))
+            yield kind, sizes
 
 
-def _once(author: AuthorModule, sizes: Mapping[str, int], seen: set[tuple[int, ...]]) -> Iterator[ModulePoint]:
-    key = tuple(sizes.values())
-    if key not in seen or not sizes:
-        seen.add(key)
-        name = ", ".join(f"{axis} {size}" for axis, size in sizes.items()) or "the example's sizes"
-        yield ModulePoint(name, _tensors(author, sizes, _ones))
+def _longer_than_windows(author: AuthorModule, usual: Mapping[str, int]) -> Iterator[Sizes]:
+    """Sizes at which two thirds of a row are more than the widest window."""
+    axes = author.axes
+    rows, length = (
+        next((spec.axes[i].name for spec in author.inputs if spec.is_mask and i in spec.axes), "") for i in (0, 1)
+    )
+    width = max(_windows(author.config or {}), default=0)
+    if not width or rows not in axes or length not in axes:
+        return
+    sizes = {**usual, rows: _clip(axes[rows], MASKED_ROWS), length: _clip(axes[length], 3 * width // 2 + MANY)}
+    yield _fitting(author, sizes, length, HEAVIEST, {})
+
+
+def _windows(config: Mapping[str, Any]) -> Iterator[int]:
+    """Every width of a window in a configuration, parts of it included."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _windows(value)
+        elif any(word in key for word in WINDOWS):
+            values = value if isinstance(value, list) else [value]
+            yield from (one for one in values if isinstance(one, int) and not isinstance(one, bool))
+
+
+def _fitting(author: AuthorModule, sizes: Sizes, name: str, room: int, notes: dict[str, str]) -> Sizes:
+    """The same sizes, that of one axis made smaller until no tensor is larger than `room` bytes."""
+    asked, axis, fitted = sizes[name], author.axes[name], dict(sizes)
+    while (heavy := largest_tensor(author, fitted)) > room and fitted[name] > axis.low:
+        notes.setdefault(
+            name, f"{name} was not run at {asked}: the module would make a tensor of {heavy / 1e9:.1f} GB."
+        )
+        fitted[name] = max(axis.low, 3 * fitted[name] // 4)
+    return fitted
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        self.bytes = max([self.bytes, *(tensor.numel() * tensor.element_size() for tensor in tensors)])
+        return made
+
+
+def largest_tensor(author: AuthorModule, sizes: Mapping[str, int]) -> int:
+    """Bytes of the largest tensor that the module makes at these sizes, by shapes alone; 0 where they do not say."""
+    shapes = [_shape(spec, sizes) for spec in author.inputs]
+    if sum(torch.Size(shape).numel() for shape in shapes) <= LIGHT:
+        return 0
+    largest = _Largest()
+    mode = author.mode or FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with mode, torch.no_grad():
+            kinds = [spec.example.dtype for spec in author.inputs]
+            tensors = [torch.ones(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)]
+            with largest:
+                author(tensors)
+    except Exception:  # the author's code may look at values, which there are none of
+        return largest.bytes
+    return largest.bytes
 
 
 def _example_sizes(author: AuthorModule) -> dict[str, int]:
@@ -71,12 +171,18 @@ def _clip(axis: Axis, size: int) -> int:
 
 
 def _sizes(axis: Axis, example: int) -> list[int]:
-    wanted = [1, 2, 3, example, example + 1, LARGE]
+    """Sizes up to some multiples of the example's."""
+    wanted = [1, 2, 3, MANY, example, example + 1, LARGE]
     if axis.low > LARGE:  # sizes far from 1: a signal
         wanted = [axis.low, axis.low + 1, example, 2 * example]
-    if axis.high is not None and axis.high <= DEAREST:
-        wanted.append(axis.high)
     return sorted({_clip(axis, size) for size in wanted})
+
+
+def _greatest(axis: Axis) -> int | None:
+    """The greatest size of an axis; one without an end, such as rows or samples, has none beyond a long text's."""
+    if axis.high is not None:
+        return axis.high
+    return None if axis.name == BATCH or axis.low > LARGE else FAR
 
 
 MaskOf = Callable[[int, int], Tensor]
@@ -109,9 +215,13 @@ def _tensors(author: AuthorModule, sizes: Mapping[str, int], mask: MaskOf) -> tu
     return tuple(_tensor(spec, sizes, mask, generator) for spec in author.inputs)
 
 
+def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> list[int]:
+    return [spec.axes[i].size(sizes) if i in spec.axes else int(n) for i, n in enumerate(spec.example.shape)]
+
+
 def _tensor(spec: InputSpec, sizes: Mapping[str, int], mask: MaskOf, generator: torch.Generator) -> Tensor:
     example = spec.example
-    shape = [spec.axes[i].size(sizes) if i in spec.axes else int(n) for i, n in enumerate(example.shape)]
+    shape = _shape(spec, sizes)
     if spec.is_mask and len(shape) == 2:
         return mask(*shape).to(example.dtype)
     if example.dtype is torch.bool:

@@ -29,7 +29,7 @@ from truecast.proof.cosines import Cosines
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.integer_checks import quantization_checks
 from truecast.proof.module_halves import TWIN, TorchHalf, half_checks, rounding_check, table_check
-from truecast.proof.module_points import ModulePoint, module_points
+from truecast.proof.module_points import ModulePoint, module_grid
 from truecast.proof.module_static import module_graph_checks
 from truecast.proof.operators import Array
 from truecast.proof.parity import NOISE_FACTOR, RELATIVE, half_limit
@@ -244,8 +244,9 @@ def _taken(case: _Case) -> tuple[list[tuple[ModulePoint, Outputs]], list[str]]:
     """The points that the author's module takes, with what it gives there with its checkpoint's weights, and a note for
     each of the others."""
     case.reference.load_checkpoint()
-    points, refused = [], []
-    for point in module_points(case.author):
+    grid = module_grid(case.author)
+    points, refused = [], list(grid.notes)
+    for point in grid.points:
         try:
             outputs = case.outputs(point)
         except (RuntimeError, IndexError, ValueError) as error:
@@ -253,7 +254,7 @@ def _taken(case: _Case) -> tuple[list[tuple[ModulePoint, Outputs]], list[str]]:
         else:
             points.append((point, outputs))
     if not points:
-        raise InputError(f"The module takes no point of the grid: {refused[0]}")
+        raise InputError(f"The module takes no point of the grid: {refused[-1]}")
     return points, refused
 
 

@@ -18,7 +18,8 @@ from truecast.study.plan import Model
 from truecast.trace.author import outputs_of
 from truecast.trace.opening import made_by
 from truecast.trace.pooling import Finish, attach_steps, load_steps
-from truecast.trace.tasks import CLASSES
+from truecast.trace.skeleton import load_config
+from truecast.trace.tasks import CLASSES, class_for
 
 
 class Author(nn.Module):
@@ -49,7 +50,8 @@ def build_author(model: Model, dtype: torch.dtype) -> Author:
     if task not in CLASSES:
         raise InputError(f"{model.source} is made for {task}, which a study cannot measure; name another task.")
     try:
-        loaded, found = CLASSES[task].from_pretrained(
+        named = class_for(checkpoint, load_config(checkpoint, model.trust_remote_code), task)
+        loaded, found = named.from_pretrained(
             model.source, dtype=dtype, output_loading_info=True, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from truecast.targets.model import Target
 def write_side_files(checkpoint: Checkpoint, target: Target, graph: GraphInfo, folder: Path) -> None:
     """Copies what goes along with the weights into `folder`, and writes what the target adds."""
     for name, content in checkpoint.side_files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content())
     if checkpoint.quantization is not None:  # the weights are no longer stored as these settings say
         plain = {key: value for key, value in checkpoint.config.items() if key not in CONFIG_KEYS}

@@ -70,17 +70,22 @@ def build_decoder(
 
 
 def built(auto: Any, config: PreTrainedConfig, task: str, **options: Any) -> PreTrainedModel:
-    """The model that one of transformers' auto classes has for `config`, in evaluation mode (`without_data`).
+    """The model of a class, or that an auto class has for `config`, in evaluation mode (`without_data`).
 
     Raises InputError where it has none, or the author's code does not take the configuration.
     """
-    if type(config) not in auto._model_mapping and auto.__name__ not in (getattr(config, "auto_map", None) or {}):
+    if issubclass(auto, PreTrainedModel):  # no code but that of transformers
+        options.pop("trust_remote_code", None)
+        make = auto._from_config
+    elif type(config) in auto._model_mapping or auto.__name__ in (getattr(config, "auto_map", None) or {}):
+        make = auto.from_config
+    else:
         raise InputError(
             f"{config.model_type!r} cannot be cast for {task}: transformers has no such model of this type; "
             "choose another --task."
         )
     with explained(f"{config.model_type!r} cannot be built as config.json says", CHECK_CONFIG, config):
-        model: PreTrainedModel = without_data(lambda: auto.from_config(config, **options).eval())
+        model: PreTrainedModel = without_data(lambda: make(config, **options).eval())
     return model
 
 

@@ -6,11 +6,13 @@ with examples of unusual sizes. In a sentence-transformers folder the pooling is
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoModel,
@@ -28,9 +30,10 @@ from transformers import (
 from truecast.checkpoint.divisions import activation_scales
 from truecast.checkpoint.folder import read_side_file
 from truecast.checkpoint.model import Checkpoint
-from truecast.checkpoint.tasks import FEATURES, SENTENCES, TRANSFORMER_FILE
+from truecast.checkpoint.tasks import FEATURES, SENTENCES, TRANSFORMER_FILE, class_doing
 from truecast.errors import InputError
 from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
+from truecast.trace.hearing import SOUNDS, sound_inputs
 from truecast.trace.pooling import PROMPT, attach_steps, needs_prompt_length
 from truecast.trace.skeleton import built, load_config, with_divisions
 
@@ -45,7 +48,7 @@ CLASSES: Mapping[str, Any] = {
     "audio-classification": AutoModelForAudioClassification,
     "automatic-speech-recognition": AutoModelForCTC,
 }
-EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_SAMPLES = 3, 17, 16_003
+EXAMPLE_BATCH, EXAMPLE_LENGTH = 3, 17
 """Sizes of the examples: unusual and different, so that one baked into the graph is easy to see."""
 LENGTH = "sequence_length"
 NO_LIMIT = 10**6
@@ -54,11 +57,6 @@ LEAST_VOCABULARY = 100
 """Token ids of an example where no configuration says how many there are."""
 LONGEST_PROMPT = 8
 """Tokens of a prompt in the proof; the graph takes any number."""
-LEAST_SAMPLES = 1600
-"""A tenth of a second at 16 kHz; convolutions make no frame of much less."""
-MASK = "attention_mask"
-EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
-"""Where transformers keeps a feature extractor: alone, or as a part of a processor."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -77,7 +75,7 @@ def author_of(
     config = load_config(checkpoint, trust_remote_code)
     _without_cache(config)
     options = {"dtype": dtype, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
-    model = built(CLASSES[task], config, task, **options)
+    model = built(class_for(checkpoint, config, task), config, task, **options)
     with_divisions(model, activation_scales(checkpoint))
     specs = _inputs(model, config, checkpoint, dtype)
     if task != SENTENCES:
@@ -87,6 +85,20 @@ def author_of(
         example = torch.ones(EXAMPLE_BATCH, dtype=torch.long)
         specs = (*specs, InputSpec(PROMPT, example, {0: Axis(BATCH)}, LONGEST_PROMPT, behind=True))
     return AuthorModule(model, specs, task, str(checkpoint.path), checkpoint.config, finish)
+
+
+def class_for(checkpoint: Checkpoint, config: PreTrainedConfig, task: str) -> Any:
+    """The class that config.json names where it does the task and is of transformers, else the task's auto class.
+
+    An auto class knows one class for each kind of model: T5Model, where the checkpoint is a T5EncoderModel.
+    """
+    name = class_doing(checkpoint, task)
+    if name is None or "auto_map" in checkpoint.config:
+        return CLASSES[task]
+    place = type(config).__module__.replace(".configuration_", ".modeling_")
+    found = getattr(transformers, name, None) or getattr(importlib.import_module(place), name, None)
+    fits = isinstance(found, type) and issubclass(found, PreTrainedModel) and isinstance(config, found.config_class)
+    return found if fits else CLASSES[task]
 
 
 def _without_cache(config: PreTrainedConfig) -> None:
@@ -107,30 +119,11 @@ def _inputs(
         height, width = _image_size(config)
         pixels = torch.zeros(EXAMPLE_BATCH, int(getattr(config, "num_channels", 3)), height, width, dtype=dtype)
         return (InputSpec(main, pixels, batch),)
-    if main in ("input_values", "input_features"):
-        bins = getattr(config, "num_mel_bins", None)
-        frames = getattr(config, "max_length", None) or getattr(config, "max_source_positions", None)
-        if bins and frames:
-            return (InputSpec(main, torch.zeros(EXAMPLE_BATCH, int(frames), int(bins), dtype=dtype), batch),)
-        axes = {**batch, 1: Axis("num_samples", LEAST_SAMPLES)}
-        samples = InputSpec(main, torch.zeros(EXAMPLE_BATCH, EXAMPLE_SAMPLES, dtype=dtype), axes)
-        if not _is_padded_with_mask(model, checkpoint.side_files):
-            return (samples,)
-        return samples, InputSpec(MASK, torch.ones(EXAMPLE_BATCH, EXAMPLE_SAMPLES, dtype=torch.long), axes, 2)
+    if main in SOUNDS:
+        return sound_inputs(model, config, checkpoint, dtype, EXAMPLE_BATCH)
     raise InputError(
         f"{type(model).__name__} takes {main!r}, which has no example here; give the module and example_inputs."
     )
-
-
-def _is_padded_with_mask(model: nn.Module, files: Mapping[str, Callable[[], bytes]]) -> bool:
-    """Whether the author's feature extractor makes a mask of what is sound and what is padding, and the model takes it.
-
-    Models whose first norm runs over the whole recording are used without: there padding is silence.
-    """
-    if MASK not in inspect.signature(model.forward).parameters:
-        return False
-    alone, nested = (read_side_file(files, name) for name in EXTRACTOR_FILES)
-    return bool({**nested.get("feature_extractor", {}), **alone}.get("return_attention_mask", False))
 
 
 def text_inputs(
