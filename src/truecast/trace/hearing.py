@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
+from transformers.models.auto import feature_extraction_auto
 
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
@@ -80,7 +80,9 @@ def _extracted(
     model: PreTrainedModel, config: PreTrainedConfig, settings: Mapping[str, Any], dtype: torch.dtype, rows: int
 ) -> Iterator[tuple[InputSpec, ...]]:
     """The inputs as the extractor makes them; nothing where it cannot be run here."""
-    kind = settings.get("feature_extractor_type") or FEATURE_EXTRACTOR_MAPPING_NAMES.get(config.model_type, "")
+    kind = settings.get("feature_extractor_type") or feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES.get(
+        config.model_type, ""
+    )
     taken = inspect.signature(model.forward).parameters
     try:
         with unset_fake_temporarily():

@@ -97,7 +97,9 @@ def class_for(checkpoint: Checkpoint, config: PreTrainedConfig, task: str) -> An
         return CLASSES[task]
     place = type(config).__module__.replace(".configuration_", ".modeling_")
     found = getattr(transformers, name, None) or getattr(importlib.import_module(place), name, None)
-    fits = isinstance(found, type) and issubclass(found, PreTrainedModel) and isinstance(config, found.config_class)
+    fits = (
+        isinstance(found, type) and issubclass(found, PreTrainedModel) and isinstance(config, found.config_class or ())
+    )
     return found if fits else CLASSES[task]
 
 
