@@ -7,7 +7,6 @@ dtypes and shapes; the axis that grows with the recording is free. Without that 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import feature_extraction_auto
 
+from truecast.checkpoint.folder import read_side_file
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec, try_call
@@ -72,7 +72,7 @@ def _layouts(
 def _settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The settings of the feature extractor; none where the folder has no such file."""
     files = checkpoint.side_files
-    alone, nested = (json.loads(files[name]()) if name in files else {} for name in EXTRACTOR_FILES)
+    alone, nested = (read_side_file(files, name) for name in EXTRACTOR_FILES)
     return {**nested.get("feature_extractor", {}), **alone}
 
 
@@ -80,9 +80,8 @@ def _extracted(
     model: PreTrainedModel, config: PreTrainedConfig, settings: Mapping[str, Any], dtype: torch.dtype, rows: int
 ) -> Iterator[tuple[InputSpec, ...]]:
     """The inputs as the extractor makes them; nothing where it cannot be run here."""
-    kind = settings.get("feature_extractor_type") or feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES.get(
-        config.model_type, ""
-    )
+    known: Mapping[str, str] = vars(feature_extraction_auto)["FEATURE_EXTRACTOR_MAPPING_NAMES"]
+    kind = settings.get("feature_extractor_type") or known.get(config.model_type, "")
     taken = inspect.signature(model.forward).parameters
     try:
         with unset_fake_temporarily():
