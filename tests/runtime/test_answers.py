@@ -102,7 +102,7 @@ def test_a_float64_constant_of_the_older_exporter_is_folded(tmp_path: Path) -> N
 
 def asked(task: str, outputs: dict[str, list[object]], pair: str | None = None, **config: object) -> answers.Lines:
     """What is said of given outputs for the text "is it good"."""
-    tokens = Tokens(TextCodec(words(), {}, {}, None), ["input_ids"], None)
+    tokens = Tokens(TextCodec(words(), Path("no folder")), ["input_ids"], None)
     pairs = None if pair is None else [pair]
     row = tokens.encodings(["is it good"], pairs=pairs)[0]
     given = answers._Asked(tokens, tokens.batch(["is it good"], pairs=pairs), row, pair, config)

@@ -84,7 +84,7 @@ def test_each_pooling_is_its_formula(mode: str) -> None:
     np.testing.assert_allclose(found["sentence_embedding"], FORMULAS[mode](MASK), rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", set(FORMULAS) - {"cls_token"})
+@pytest.mark.parametrize("mode", [mode for mode in FORMULAS if mode != "cls_token"])
 def test_what_is_masked_does_not_count(mode: str) -> None:
     whole = features([pooling(mode)], np.ones_like(MASK))
     assert np.abs(whole["sentence_embedding"] - FORMULAS[mode](MASK))[1:].max() > 0.1
