@@ -71,7 +71,10 @@ def test_large_fixed_inputs_have_fewer_rows() -> None:
 
 
 def test_paddings_are_longer_than_the_widest_window() -> None:
-    author = reader(Axis("sequence_length", 1, 500), text_config={"sliding_window": 64, "layers_to_window": [100, 8]})
+    author = reader(
+        Axis("sequence_length", 1, 500),
+        text_config={"sliding_window": 64, "layers_to_window": [100, 8], "id2label": {0: "A"}},
+    )
     masks = [point.tensors[1] for point in module_grid(author).points if point.name.startswith("left padding")]
     longest = max(int((mask == 0).sum(1).max()) for mask in masks)
     assert 100 < longest < 200

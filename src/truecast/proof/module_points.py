@@ -114,7 +114,7 @@ def _windows(config: Mapping[str, Any]) -> Iterator[int]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _windows(value)
-        elif any(word in key for word in WINDOWS):
+        elif any(word in str(key) for word in WINDOWS):  # the keys of id2label are numbers
             values = value if isinstance(value, list) else [value]
             yield from (one for one in values if isinstance(one, int) and not isinstance(one, bool))
 
