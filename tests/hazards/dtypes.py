@@ -70,6 +70,15 @@ def overflow(folder: Path, hazard: bool) -> Path:
     return save(made, folder)
 
 
+def wrongly_declared(folder: Path, hazard: bool) -> Path:
+    """A converter to float16 changed value_info alone; ONNX's own inference knows no contrib Gelu."""
+    made = chain([node("com.microsoft.Gelu", ["x"], ["n"])], "n")
+    made.graph.value_info.append(
+        helper.make_tensor_value_info("n", TensorProto.FLOAT16 if hazard else TensorProto.FLOAT, ["batch", WIDTH])
+    )
+    return save(made, folder)
+
+
 HAZARDS = (
     Hazard("TC401", "softmax", half_softmax),
     Hazard("TC401", "products", half_products),
@@ -78,4 +87,5 @@ HAZARDS = (
     Hazard("TC404", "rotary", mixed, provider="cuda"),
     Hazard("TC405", "not-of-floats", forbidden),
     Hazard("TC406", "mask", overflow, provider="cuda"),
+    Hazard("TC407", "value-info", wrongly_declared),
 )

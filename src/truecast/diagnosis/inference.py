@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from truecast.diagnosis.bodies import with_parts
 from truecast.diagnosis.schemas import Schema, find_schema
+from truecast.diagnosis.sparse import graphs_in
 
 Types = Mapping[ir.Value, ir.DataType]
 Dim = int | str | None
@@ -24,7 +25,17 @@ TYPE_NAMES: Mapping[ir.DataType, str] = {
     ir.DataType.DOUBLE: "double",
 } | {dtype: dtype.name.lower() for dtype in ir.DataType if dtype.name not in ("FLOAT", "DOUBLE")}
 BY_NAME: Mapping[str, ir.DataType] = {f"tensor({name})": dtype for dtype, name in TYPE_NAMES.items()}
+KINDS: Mapping[type, str] = {
+    ir.TensorType: "tensor",
+    ir.SparseTensorType: "sparse_tensor",
+    ir.SequenceType: "seq",
+    ir.OptionalType: "optional",
+}
+"""How the names of types begin in the schemas of operators."""
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+INFERENCE_ERRORS = (onnx.shape_inference.InferenceError, ValueError, RuntimeError)
+SUMMARY = "[ShapeInferenceError] Inference error(s):"
+"""How inference begins when it lists its complaints."""
 LARGE_BYTES = 1000
 """Initializers above this size go into inference without their values: no shape depends on one."""
 
@@ -44,18 +55,32 @@ def infer_types(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> dict[ir.
         schema = find_schema(node, opsets)
         for index, value in enumerate(node.outputs):
             found = _from_attributes(node) if _is_tensor(value) else None
-            found = found or _from_schema(node, index, schema, types) or _declared(value)
+            found = found or _from_schema(node, index, schema, types)
+            if found is None and may_be_as_declared(value, index, schema):
+                found = _declared(value)
             if found is not None:
                 types[value] = found
     return types
 
 
 def _declared(value: ir.Value) -> ir.DataType | None:
-    if value.const_value is not None:
-        return value.const_value.dtype
+    return value.const_value.dtype if value.const_value is not None else declared_dtype(value)
+
+
+def declared_dtype(value: ir.Value) -> ir.DataType | None:
+    """The data type that the file declares for a value, if it is a tensor and one is declared."""
     if not _is_tensor(value):
         return None
     return value.dtype if value.dtype is not None and value.dtype != ir.DataType.UNDEFINED else None
+
+
+def may_be_as_declared(value: ir.Value, index: int, schema: Schema | None) -> bool:
+    """Whether an operator may make what a result of it is declared as: a tensor, a sequence, an optional."""
+    formal = schema.output(index) if schema is not None else None
+    if schema is None or formal is None or value.type is None:
+        return True
+    allowed = schema.constraints.get(formal.type_name, frozenset({formal.type_name}))
+    return KINDS.get(type(value.type)) in {name.split("(")[0] for name in allowed}
 
 
 def _is_tensor(value: ir.Value) -> bool:
@@ -127,31 +152,68 @@ def forbidden_dtypes(node: ir.Node, schema: Schema, types: Types) -> set[str]:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Inferred shapes by the value's name, and what inference said where it failed."""
+    """Inferred shapes by the value's name, and what inference said where it failed.
+
+    `failure` is its first complaint about the graph as declared. `refusals` are all complaints about the graph without
+    the shapes that it declares of results: ONNX Runtime overrules those, and does not load what fails without them.
+    """
 
     by_name: Mapping[str, tuple[Dim, ...]]
     failure: str | None = None
+    refusals: tuple[str, ...] = ()
 
 
 def infer_shapes(model: ir.Model) -> Shapes:
     """What `onnx.shape_inference` finds; the model is left as it is."""
     light = ir.to_proto(_without_weights(model))
+    refusals: tuple[str, ...] = ()
     try:
         light = with_parts(light)
         inferred, failure = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True), None
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        inferred, failure = _leniently(light), str(error).strip().splitlines()[-1]
+    except INFERENCE_ERRORS as error:
+        inferred, failure = _leniently(light), complaints(error)[0]
+        refusals = _refusals(light)
     graph = inferred.graph
     infos = (*graph.value_info, *graph.output, *graph.input)
     return Shapes(
-        {info.name: _dims(info.type.tensor_type) for info in infos if info.type.tensor_type.HasField("shape")}, failure
+        {info.name: _dims(info.type.tensor_type) for info in infos if info.type.tensor_type.HasField("shape")},
+        failure,
+        refusals,
     )
+
+
+def complaints(error: BaseException) -> list[str]:
+    """What inference complains of, one operator each."""
+    lines = str(error).strip().removeprefix(SUMMARY).strip().splitlines()
+    return [line.strip() for line in lines] or [type(error).__name__]
+
+
+def _refusals(light: onnx.ModelProto) -> tuple[str, ...]:
+    """The complaints about a graph of which only the shapes of its inputs are declared."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(light)
+    for graph in graphs_in(bare.graph):
+        inner = () if graph is bare.graph else graph.input
+        for info in (*graph.value_info, *graph.output, *inner):
+            _forget_shape(info.type)
+    try:
+        onnx.shape_inference.infer_shapes(bare, strict_mode=True)
+    except INFERENCE_ERRORS as error:
+        return tuple(complaints(error))
+    return ()
+
+
+def _forget_shape(declared: onnx.TypeProto) -> None:
+    while (kind := declared.WhichOneof("value")) in ("sequence_type", "optional_type"):
+        declared = getattr(declared, kind).elem_type
+    if kind == "tensor_type":
+        declared.tensor_type.ClearField("shape")
 
 
 def _leniently(light: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+    except INFERENCE_ERRORS:
         return light
 
 
@@ -166,7 +228,11 @@ def _without_weights(model: ir.Model) -> ir.Model:
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is not None and (tensor.nbytes > LARGE_BYTES or isinstance(tensor, ir.ExternalTensor)):
-            value.shape, value.dtype, value.const_value = ir.Shape(tensor.shape.numpy()), tensor.dtype, None
+            value.shape, value.type, value.const_value = (
+                ir.Shape(tensor.shape.numpy()),
+                ir.TensorType(tensor.dtype),
+                None,
+            )
             del graph.initializers[name]
             if value not in graph.inputs:
                 graph.inputs.append(value)

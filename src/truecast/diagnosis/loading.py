@@ -133,11 +133,32 @@ def _read(proto: onnx.ModelProto) -> ir.Model:
         model = ir.from_proto(proto)
         for node in model.graph:
             node.meta[WRITTEN] = True
+        _forget_declarations_of_functions(model)
         model = InlinePass()(model).model if model.functions else model
         model.graph.sort()
         model = LiftConstantsToInitializersPass()(model).model
+    _forget_declared_constants(model)
     put_back(model, sparse)
     return model
+
+
+def _forget_declarations_of_functions(model: ir.Model) -> None:
+    """Takes away what functions declare of their own values, which ONNX Runtime does not read."""
+    for function in model.functions.values():
+        for value in (value for node in function.all_nodes() for value in node.outputs):
+            value.type = value.shape = None
+
+
+def _forget_declared_constants(model: ir.Model) -> None:
+    """Gives each constant the type of what is stored, as ONNX Runtime does, whatever is declared beside it."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if value.const_value is not None and not value.is_graph_input():
+                value.type = ir.TensorType(value.const_value.dtype)
+                value.shape = ir.Shape(value.const_value.shape.numpy())
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant":
+            node.outputs[0].type = node.outputs[0].shape = None
 
 
 def is_written(node: ir.Node) -> bool:
@@ -146,11 +167,18 @@ def is_written(node: ir.Node) -> bool:
 
 
 def _forget_constant_inputs(graph: onnx.GraphProto) -> None:
-    """Takes away the inputs that are initializers: up to IR 3 all had to be listed, and none can be fed."""
-    held = {tensor.name for tensor in graph.initializer}
+    """Takes away the inputs that are initializers: up to IR 3 all had to be listed, and none can be fed.
+
+    Those that declare something else than is stored stay, for a rule to find.
+    """
+    held = {tensor.name: tensor for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name in held]
     for value in inputs:
-        graph.input.remove(value)
+        declared, stored = value.type.tensor_type, held[value.name]
+        pairs = zip(declared.shape.dim, stored.dims, strict=False)
+        fits = len(declared.shape.dim) == len(stored.dims) or not declared.HasField("shape")
+        if fits and declared.elem_type == stored.data_type and all(d.dim_value in (0, s) for d, s in pairs):
+            graph.input.remove(value)
 
 
 @contextmanager

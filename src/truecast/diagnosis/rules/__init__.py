@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from truecast.diagnosis.rules import attention, dtypes, fused, kernels, quantization, session, shapes, weights
+from truecast.diagnosis.rules import attention, declared, dtypes, fused, kernels, quantization, session, shapes, weights
 from truecast.diagnosis.rules.rule import Rule, findings_of
 
 RULES: tuple[Rule, ...] = (
@@ -13,6 +13,7 @@ RULES: tuple[Rule, ...] = (
     *quantization.RULES,
     *shapes.RULES,
     *dtypes.RULES,
+    *declared.RULES,
     *weights.RULES,
     *attention.RULES,
     *session.RULES,

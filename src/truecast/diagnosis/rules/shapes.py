@@ -14,6 +14,7 @@ import onnx_ir as ir
 from truecast.diagnosis.evidence import Evidence, label
 from truecast.diagnosis.inference import Dim
 from truecast.diagnosis.model import Seen, seen
+from truecast.diagnosis.rules.declared import type_complaints
 from truecast.diagnosis.rules.rule import ERROR, INFO, WARNING, Rule
 from truecast.diagnosis.trials import Trial
 
@@ -272,9 +273,14 @@ def _stays_one(node: ir.Node, evidence: Evidence) -> bool:
 
 
 def inference_fails(evidence: Evidence) -> Seen | None:
-    """Shapes that contradict each other, on which quantizers and optimizers die."""
-    failure = evidence.shapes.failure
-    return None if failure is None else Seen((), 1, failure)
+    """Shapes that contradict each other: quantizers and optimizers die, and the runtime where an operator does."""
+    failure, refusals = evidence.shapes.failure, evidence.shapes.refusals
+    if failure is None or type_complaints(evidence):
+        return None  # types are TC407's to say
+    return Seen((), 1, refusals[0], severity=ERROR, cost=REFUSED) if refusals else Seen((), 1, failure)
+
+
+REFUSED = "The model does not load, with this reason."
 
 
 def ran(evidence: Evidence) -> tuple[Trial, ...]:
