@@ -16,6 +16,7 @@ from truecast.proof.held import HeldWeight, row_chunks
 from truecast.proof.operators import Array
 from truecast.proof.reference import Reference
 from truecast.proof.source.definitions import decoded
+from truecast.proof.source.llama_cpp import fact_faults
 from truecast.proof.source.loading import OWN_CODE
 from truecast.proof.tally import counted
 from truecast.weights.cache import CACHE_SCALES
@@ -23,6 +24,7 @@ from truecast.weights.sources import Sources, finite_rows
 
 TIER = "static"
 VALUES, KEYS = "weights as the source's own loader reads them", "keys of the source's own loader"
+FACTS = "positions, norms and scales as llama.cpp reads them"
 
 SUMS = 2.0**-18
 """Distance of an adapted weight, in parts of the largest: products of factors of some hundred ranks are summed up in
@@ -56,10 +58,13 @@ def loading_checks(
     if loaded.made is not None:
         faults += definition_faults(loaded.made)
         detail += f", and those that were made of them by {OWN_CODE}"
-    return [
+    checks = [
         counted(TIER, VALUES, faults, "faults", detail),
         counted(TIER, KEYS, list(_key_faults(reference, manifest, weights)), "faults"),
     ]
+    if loaded.file is not None:
+        checks.append(counted(TIER, FACTS, list(fact_faults(reference.model, loaded.file)), "facts"))
+    return checks
 
 
 def definition_faults(checkpoint: Checkpoint) -> list[str]:

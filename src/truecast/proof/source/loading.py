@@ -5,7 +5,8 @@
 | a folder of floats | the folder: which files, names and adapters there are is its own affair |
 | a folder that a library quantized | the tensors of `definitions`, under the names of the files |
 | a folder with an adapter | the same, changed as `adapters` defines it |
-| a GGUF file, or a folder whose weights are not needed | tensors without values; only the buffers are filled |
+| a GGUF file | the tensors that the gguf package decodes, under the names of the model |
+| either, whose weights are not needed | tensors without values; only the buffers are filled |
 
 Of float32 in safetensors nothing is copied: parameters are views of the mapped file until they are written to.
 """
@@ -16,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.proof.source.adapters import adapter_of, with_adapter
 from truecast.proof.source.definitions import CONFIGS, Decoded, decoded, stated_of
+from truecast.proof.source.gguf_file import GgufFile, parameters_of
 from truecast.trace.skeleton import load_config
 
 OWN_CODE = "the definitions of the formats"
@@ -47,7 +50,8 @@ class Loaded:
 
     `loader` says it in words, and is empty where no weights were loaded. `missing` and `unexpected` are the keys that
     transformers reports; `divisions` the tensors that are for the model's divided activations. `is_adapted` says that
-    an adapter was added to the weights. `made` is what a library made of the checkpoint that was loaded.
+    an adapter was added to the weights. `made` is what a library made of the checkpoint that was loaded. `file` is the
+    GGUF file.
     """
 
     model: PreTrainedModel
@@ -57,6 +61,7 @@ class Loaded:
     divisions: Mapping[str, Decoded] = field(default_factory=dict)
     is_adapted: bool = False
     made: Checkpoint | None = None
+    file: GgufFile | None = None
 
 
 def load_decoder(checkpoint: Checkpoint, trust_remote_code: bool = False, weights: bool = True) -> Loaded:
@@ -96,6 +101,8 @@ def _loaded(
         with _quiet():
             config = load_config(checkpoint, trust_remote_code) if folder is None else _config(folder, trusted)
             change(config)
+            if checkpoint.format == "gguf" and weights:
+                return _of_file(checkpoint.path, _bare(kind, config, trust_remote_code), config, options)
             state = _empty(checkpoint) if folder is None else decoded(folder)
             names = _unwrapped(state)
             quantized = folder is not None and stated_of(folder) is not None
@@ -107,7 +114,7 @@ def _loaded(
             if folder is not None and plain and adapter is None:
                 model, info = kind.from_pretrained(folder, config=config, use_safetensors=True, **options)
                 return _finished(model, info, f"transformers {transformers.__version__}", divisions)
-            kind = _class_of(kind, config, trust_remote_code)
+            kind = type(_bare(kind, config, trust_remote_code))
             model, info = kind.from_pretrained(None, config=config, state_dict=names, **options)
             loader = f"transformers {transformers.__version__}" + f" from {OWN_CODE}" * (quantized or bool(adapter))
             loaded = _finished(model, info, "" if folder is None else loader, divisions)
@@ -131,12 +138,23 @@ def _config(folder: Path, trusted: Mapping[str, Any]) -> PreTrainedConfig:
     return config
 
 
-def _class_of(kind: Any, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
-    """The class of the model; an auto class gives it only with a model."""
-    if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
-        return kind
+def _bare(kind: Any, config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """A model without values; an auto class does not say which class it gives before."""
     with torch.device("meta"):
-        return type(kind.from_config(config, trust_remote_code=trust_remote_code))
+        if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
+            return kind(config)
+        model: PreTrainedModel = kind.from_config(config, trust_remote_code=trust_remote_code)
+        return model
+
+
+def _of_file(path: Path, bare: PreTrainedModel, config: PreTrainedConfig, options: Mapping[str, Any]) -> Loaded:
+    """The model of a GGUF file, of the class that `bare` is."""
+    file = GgufFile.open(path)
+    state = parameters_of(file, {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()})
+    kind: Any = type(bare)
+    model, info = kind.from_pretrained(None, config=config, state_dict=state, **options)
+    loader = f"transformers {transformers.__version__} from the gguf package {version('gguf')}"
+    return replace(_finished(model, info, loader, {}), file=file)
 
 
 def _empty(checkpoint: Checkpoint) -> dict[str, Decoded]:
