@@ -49,6 +49,23 @@ def test_a_value_that_is_not_finite_is_seen_even_in_padding(value: float) -> Non
     assert not largest_gap(got, logits(0), real).finite
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_both_hold_alike_is_equal_even_where_it_is_not_finite(value: float) -> None:
+    want, got = logits(0), logits(0) + np.float32(0.5)
+    want[1, 2], got[1, 2] = value, value
+    want[0, 1, 3] = got[0, 1, 3] = value
+    gap, apart = largest_gap(got, want, ALL), drift(got, want, ALL)
+    assert (gap.finite, gap.error) == (True, pytest.approx(0.5, rel=1e-5))
+    assert np.isfinite([gap.scale, *apart.divergence, *apart.shortfall]).all()
+
+
+@pytest.mark.parametrize(("ours", "authors"), [(0.0, np.nan), (np.nan, 0.0), (np.inf, -np.inf), (np.nan, np.inf)])
+def test_what_one_side_alone_holds_is_no_number(ours: float, authors: float) -> None:
+    want, got = logits(0), logits(0)
+    want[1, 2, 0], got[1, 2, 0] = authors, ours
+    assert not np.isfinite(largest_gap(got, want, ALL).error)
+
+
 def test_divergence_is_that_of_the_definition() -> None:
     want, got = logits(1).astype(np.float64), logits(2).astype(np.float64)
     p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (want, got))

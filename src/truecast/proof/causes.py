@@ -23,6 +23,7 @@ from torch import nn
 
 from truecast.proof.cuts import TOGETHER, initializers_of, layer_of_attention, module_of, piece, tapped
 from truecast.proof.held import HeldWeight, array_of
+from truecast.proof.measures import without_odd
 from truecast.proof.operators import EVALUATED, Array
 from truecast.proof.parity import HALF_EPSILON
 from truecast.proof.recording import AttentionRecord, Recording
@@ -61,6 +62,7 @@ def relative_error(got: Array, want: Array, real: Array) -> float:
         got, want = got[real.reshape(-1)], want[real.reshape(-1)]
     if not got.size:
         return 0.0
+    got, want = without_odd(got, want)
     error = float(np.abs(got - want).max())
     return error / (float(np.abs(want).max()) or 1.0) if np.isfinite(error) else np.inf
 

@@ -18,7 +18,8 @@ class Gap:
     """The largest difference of two arrays of logits.
 
     `error` is max|y - r|, `scale` is max|r| over the positions compared, `at` is (row, position) of the error, and
-    `finite` says whether every value of y is, at any position. Without positions to compare, error and scale are 0.
+    `finite` says whether every value of y is, at any position, but for those that r has as well. Without positions to
+    compare, error and scale are 0.
     """
 
     error: float
@@ -28,16 +29,17 @@ class Gap:
 
 
 def largest_gap(got: Array, want: Array, real: Array) -> Gap:
-    """Compares logits [batch, n, vocab] at the positions where `real` [batch, n] is true; all must be finite."""
+    """Compares logits [batch, n, vocab] at the positions where `real` [batch, n] is true; NaN equals NaN alone."""
     error, scale, at, finite = 0.0, 0.0, (0, 0), True
     for row, part in _chunks(got.shape):
-        y, keep = got[row, part], real[row, part]
+        keep = real[row, part]
+        y, r = without_odd(got[row, part], want[row, part])
         finite = finite and bool(np.isfinite(y).all())
         if not keep.any():
             continue
-        y, r = y[keep], want[row, part][keep]
+        y, r = y[keep], r[keep]
         worst = np.abs(y - r).max(-1)
-        scale = max(scale, float(np.abs(r).max()))
+        scale = max(scale, float(np.abs(r).max(initial=0, where=np.isfinite(r))))
         if not worst.max() <= error:  # NaN counts as worse
             error = float(worst.max())
             at = (row, part.start + int(np.flatnonzero(keep)[worst.argmax()]))
@@ -63,11 +65,20 @@ def drift(got: Array, want: Array, real: Array) -> Drift:
         keep = real[row, part]
         if not keep.any():
             continue
-        y, r = got[row, part][keep], want[row, part][keep]
+        y, r = without_odd(got[row, part][keep], want[row, part][keep])
         divergences.append(_divergence(r, y))
         chosen = np.take_along_axis(r, y.argmax(-1)[:, None], -1)[:, 0]
         shortfalls.append((r.max(-1) - chosen).astype(np.float64))
     return Drift(np.concatenate(divergences), np.concatenate(shortfalls))
+
+
+def without_odd(got: Array, want: Array) -> tuple[Array, Array]:
+    """Both with 0 where they hold the same NaN or infinity: there they are equal."""
+    odd = ~np.isfinite(want)
+    if not odd.any():
+        return got, want
+    odd &= (got == want) | (np.isnan(got) & np.isnan(want))
+    return np.where(odd, 0, got), np.where(odd, 0, want)
 
 
 def _divergence(want: Array, got: Array) -> Array:

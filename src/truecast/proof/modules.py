@@ -283,7 +283,7 @@ def _compare(way: _Way, case: _Case, point: ModulePoint, want: Outputs, original
 def _take(way: _Way, case: _Case, point: ModulePoint, name: str, got: Array, want: Array) -> None:
     got, want = got.astype(np.float64), want.astype(np.float64)
     odd = ~np.isfinite(want)
-    if not np.array_equal(got[odd], want[odd], equal_nan=False) or not np.isfinite(got[~odd]).all():
+    if not np.array_equal(got[odd], want[odd], equal_nan=True) or not np.isfinite(got[~odd]).all():
         way.faults.append(f"{point.name}: {name} has NaN or infinity where the author's has none")
         return
     if not got[~odd].size:

@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 
 from truecast.errors import InputError
 from truecast.trace.layers import DOMAIN
+from truecast.trace.masked_rows import masked_rows
 from truecast.trace.skeleton import fake_tensors
 
 BATCH, NEW, PAST = 3, 17, 11
@@ -116,7 +117,8 @@ def _export(step: nn.Module) -> ExportedProgram:
     mask, probe = torch.ones(BATCH, NEW + PAST, dtype=torch.long), torch.zeros(PAST)
     auto = Dim.AUTO
     dynamic = (*({0: auto, 1: auto},) * 3, {0: auto})
-    return torch.export.export(step, (ids, mask, positions, probe), dynamic_shapes=dynamic, strict=False)
+    with masked_rows(step):
+        return torch.export.export(step, (ids, mask, positions, probe), dynamic_shapes=dynamic, strict=False)
 
 
 def _require_dynamic(program: ExportedProgram) -> None:

@@ -30,6 +30,7 @@ from truecast.trace.cleanup import clean
 from truecast.trace.conversion import as_parameters, checkpoint_renamer
 from truecast.trace.explaining import explained
 from truecast.trace.leaves import lowered_leaves
+from truecast.trace.masked_rows import masked_rows
 from truecast.trace.repeatable import require_function
 from truecast.trace.rotary import rotary_seam
 from truecast.trace.skeleton import real_buffers, tied_names
@@ -111,7 +112,7 @@ def roomy(inputs: Sequence[InputSpec]) -> list[Tensor]:
 
 def _export(step: nn.Module, author: AuthorModule, examples: Sequence[Tensor]) -> ExportedProgram:
     shapes = tuple(dict.fromkeys(spec.axes, Dim.AUTO) or None for spec in author.inputs)
-    with torch.no_grad():
+    with torch.no_grad(), masked_rows(author.module):
         program = torch.export.export(step, tuple(examples), dynamic_shapes=(shapes,), strict=False)
     require_ranges(program, author)
     _require_whole_pools(program, author)
