@@ -29,6 +29,7 @@ from truecast.requesting import AS_IS, Request, integer_notice
 from truecast.targets import Target
 from truecast.targets.side_files import context_length, eos_token_ids, tokens_without_rows
 from truecast.trace.author import AuthorModule
+from truecast.trace.beside import left_out
 from truecast.trace.decoder import Trace
 from truecast.trace.module import ModuleTrace
 
@@ -81,7 +82,13 @@ def for_module(manifest: Manifest, author: AuthorModule, factory: str | None, ex
     """Notes what the module is for, and what is needed to make it again."""
     asked = {} if factory is None else {"module": factory}
     asked |= {} if exporter == "dynamo" else {"exporter": exporter}
-    return manifest.model_copy(update={"task": author.task, "settings": manifest.settings | asked})
+    missing = left_out(author) if author.is_pretrained else []
+    notice = (
+        f"{type(author.module).__name__} takes {', '.join(missing)} as well, for which the graph has no input; it "
+        "gives what the author's code gives without."
+    )
+    changes = {"task": author.task, "settings": manifest.settings | asked}
+    return manifest.model_copy(update=changes | {"notices": [*manifest.notices, *([notice] if missing else [])]})
 
 
 def with_setting(manifest: Manifest, name: str, value: Any) -> Manifest:

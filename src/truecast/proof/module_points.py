@@ -227,8 +227,10 @@ def _tensor(spec: InputSpec, sizes: Mapping[str, int], mask: MaskOf, generator: 
     if example.dtype is torch.bool:
         return torch.rand(shape, generator=generator) < 0.5
     if not example.is_floating_point():
-        return torch.randint(0, spec.high or 2, shape, generator=generator).to(example.dtype)
-    return _normal(example, shape, generator)
+        values = torch.randint(0, spec.high or 2, shape, generator=generator).to(example.dtype)
+    else:
+        values = _normal(example, shape, generator)
+    return values.reshape(*shape[:-1], 2, 2).sort(-2).values.reshape(shape) if spec.boxes else values
 
 
 def _normal(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -84,7 +84,8 @@ class Axis:
 class InputSpec:
     """One input: its name in forward(), an example, and the free axes of it.
 
-    `high` bounds integers: 0 ≤ x < high. `behind` is one that forward() does not take: what follows it does.
+    `high` bounds integers: 0 ≤ x < high. `behind` is one that forward() does not take: what follows it does. `boxes`
+    says that each row of the last axis is x0, y0, x1, y1, of which no corner is before the first.
     """
 
     name: str
@@ -92,6 +93,7 @@ class InputSpec:
     axes: Mapping[int, Axis]
     high: int | None = None
     behind: bool = False
+    boxes: bool = False
 
     @property
     def is_mask(self) -> bool:

@@ -33,6 +33,7 @@ from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.tasks import FEATURES, SENTENCES, TRANSFORMER_FILE, class_doing
 from truecast.errors import InputError
 from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
+from truecast.trace.beside import inputs_beside
 from truecast.trace.hearing import SOUNDS, sound_inputs
 from truecast.trace.pooling import PROMPT, attach_steps, needs_prompt_length
 from truecast.trace.skeleton import built, load_config, with_divisions
@@ -146,7 +147,14 @@ def text_inputs(
             f"{type(module).__name__} takes no input_ids, so truecast has no example; give example inputs."
         )
     # one tensor object for each input: torch.export takes an object used twice for one input
-    return [InputSpec(n, torch.full(shape, int(n == "attention_mask")), axes, highs[n]) for n in names]
+    tokens = [InputSpec(n, torch.full(shape, int(n == "attention_mask")), axes, highs[n]) for n in names]
+    return [*tokens, *inputs_beside(module, axes, shape, _settings(module, config))]
+
+
+def _settings(module: nn.Module, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with what its class adds to the file."""
+    own = getattr(module, "config", None)
+    return {**own.to_dict(), **config} if isinstance(own, PreTrainedConfig) else config
 
 
 def _longest(module: nn.Module, config: Mapping[str, Any], files: Mapping[str, Callable[[], bytes]]) -> int | None:
