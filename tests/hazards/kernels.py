@@ -155,8 +155,8 @@ def zero_experts(folder: Path, hazard: bool) -> Path:
 HAZARDS = (
     Hazard("TC101", "opset", opset),
     Hazard("TC102", "ir-version", ir_version),
-    Hazard("TC103", "failed-conversion", failed_conversion),
-    Hazard("TC104", "foreign", foreign),
+    Hazard("TC103", "failed-conversion", failed_conversion, besides=("TC309",)),
+    Hazard("TC104", "foreign", foreign, besides=("TC309",)),
     Hazard("TC105", "unknown-attribute", unknown_attribute),
     Hazard("TC106", "bool-where", no_kernel),
     Hazard("TC107", "elu-on-cuda", falls_back, provider="cuda"),

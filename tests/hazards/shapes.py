@@ -199,13 +199,21 @@ def changing_rank(folder: Path, hazard: bool) -> Path:
     return save(made, folder)
 
 
+def described_weight(folder: Path, hazard: bool) -> Path:
+    """A Linear of the dynamo exporter: value_info describes its weight, which the quantizer transposes."""
+    nodes = [node("Gemm", ["x", "w"], ["y"], transB=1)]
+    made = model(nodes, [rows()], [tensor("y", ["batch", 2 * WIDTH])], [weight("w", 2 * WIDTH, WIDTH)])
+    made.graph.value_info.extend([tensor("w", [2 * WIDTH, WIDTH])] if hazard else [])
+    return save(made, folder)
+
+
 HAZARDS = (
     Hazard("TC301", "static", static),
     Hazard("TC302", "fixed-output", fixed_output),
     Hazard("TC302", "first-of-the-batch", first_of_the_batch),
     Hazard("TC302", "first-of-a-named-batch", first_of_a_named_batch),
     Hazard("TC303", "added-literal", added_literal, besides=("TC302",)),
-    Hazard("TC303", "joined-literal", joined_literal, besides=("TC302", "TC305")),
+    Hazard("TC303", "joined-literal", joined_literal, besides=("TC302", "TC305", "TC309")),
     Hazard("TC303", "first-state", first_state, besides=("TC302", "TC305")),
     Hazard("TC303", "squeezed-batch", squeezed_batch),
     Hazard("TC303", "divided-batch", divided_batch),
@@ -217,4 +225,5 @@ HAZARDS = (
     Hazard("TC307", "renamed-axis", renamed_axis, run=True),
     Hazard("TC307", "changing-rank", changing_rank, run=True, besides=("TC303",)),
     Hazard("TC308", "end-to-end", end_to_end, run=True),
+    Hazard("TC309", "described-weight", described_weight),
 )

@@ -158,6 +158,8 @@ EXPORTS = (
 )
 FUSED_AT_LOAD = {"TC111"}
 """Information, and true: what the runtime makes of a residual layer whose shapes it knows. The file is not at fault."""
+OF_QUANTIZERS = {"TC309"}
+"""Information, and true: quantize_dynamic stops at each Linear of the dynamo exporter, which describes its weights."""
 ARTIFACTS = (
     ("llama_tied", "fp32"),
     ("llama_tied", "int4"),
@@ -203,15 +205,15 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Export], Path
 @pytest.mark.parametrize("export", EXPORTS, ids=str)
 def test_exports_by_torch_have_no_finding(export: Export, exports: Callable[[Export], Path]) -> None:
     file = exports(export)
-    assert diagnose(file).findings == ()
+    assert set(diagnose(file).codes) <= OF_QUANTIZERS
     ran = diagnose(file, run=True, seconds=None)
-    assert set(ran.codes) <= FUSED_AT_LOAD
+    assert set(ran.codes) <= FUSED_AT_LOAD | OF_QUANTIZERS
     assert ran.notes == ()
 
 
 @pytest.mark.parametrize("export", [Export("encoder", 20), Export("images", 20), Export("classifier", 20)], ids=str)
 def test_nor_on_cuda(export: Export, exports: Callable[[Export], Path]) -> None:
-    assert diagnose(exports(export), "cuda").findings == ()
+    assert set(diagnose(exports(export), "cuda").codes) <= OF_QUANTIZERS
 
 
 def test_the_portable_target_copies_its_cache_and_nothing_else_is_found(tmp_path: Path) -> None:
@@ -225,6 +227,7 @@ def test_the_portable_target_copies_its_cache_and_nothing_else_is_found(tmp_path
 def test_artifacts_have_no_finding(case: str, precision: str, tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(BY_NAME[case], tmp_path / "checkpoint")
     folder = truecast.export(checkpoint, tmp_path / "out", precision=precision, verify=False).folder
-    assert diagnose(folder).findings == ()
+    told = OF_QUANTIZERS if precision == "fp32" else set()
+    assert set(diagnose(folder).codes) <= told
     ran = diagnose(folder, run=True, seconds=None)
-    assert (ran.findings, ran.notes) == ((), ())
+    assert (set(ran.codes) <= told, ran.notes) == (True, ())

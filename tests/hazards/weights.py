@@ -54,12 +54,12 @@ def sparse_twice(folder: Path, hazard: bool) -> Path:
     indices = constant("", [[i, 2 * i] for i in range(8)], np.int64)
     full = np.zeros((WIDTH, WIDTH))
     full[np.arange(8), 2 * np.arange(8)] = numpy_helper.to_array(values)
-    made = model(
-        [layer("x", "m", "s"), layer("m", "y", "full")],
-        [rows()],
-        [rows("y")],
-        [constant("full", full if hazard else full.T)],
-    )
+    nodes = [
+        node("Gather", ["s", "ids"], ["a"]),
+        node("Gather", ["full", "ids"], ["b"]),
+        node("Add", ["a", "b"], ["y"]),
+    ]
+    made = model(nodes, [IDS], [tensor("y", ["batch", WIDTH])], [constant("full", full if hazard else full + full.T)])
     made.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [WIDTH, WIDTH]))
     return save(made, folder)
 
@@ -81,8 +81,8 @@ def transposed_copy(folder: Path, hazard: bool) -> Path:
 
 def behind_transpose(folder: Path, hazard: bool) -> Path:
     by_transpose = [node("Transpose", ["table"], ["t"], perm=[1, 0]), node("MatMul", ["e", "t"], ["y"])]
-    by_gemm = [node("Gemm", ["e", "table"], ["y"], transB=1)]
-    return _tied([], by_transpose if hazard else by_gemm, folder)
+    untied = [node("MatMul", ["e", "head"], ["y"])]
+    return _tied([] if hazard else [weight("head", WIDTH, VOCABULARY)], by_transpose if hazard else untied, folder)
 
 
 def _external(folder: Path, location: str) -> Path:

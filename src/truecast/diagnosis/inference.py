@@ -36,6 +36,9 @@ TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 INFERENCE_ERRORS = (onnx.shape_inference.InferenceError, ValueError, RuntimeError)
 SUMMARY = "[ShapeInferenceError] Inference error(s):"
 """How inference begins when it lists its complaints."""
+NO_DOMAIN = "No opset import"
+"""What it says of an operator whose domain the file does not name; ONNX Runtime takes version 1 then."""
+NAME_DOMAIN = "Name the operator's domain and its version in the file's opset_import."
 LARGE_BYTES = 1000
 """Initializers above this size go into inference without their values: no shape depends on one."""
 

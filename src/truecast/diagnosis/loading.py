@@ -20,7 +20,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from truecast.artifact import MANIFEST_NAME, read_manifest
 from truecast.diagnosis.damage import damages, node_damages
-from truecast.diagnosis.sparse import put_back, set_apart
+from truecast.diagnosis.sparse import graphs_in, put_back, set_apart
 from truecast.errors import InputError
 
 PROTOBUF_LIMIT = (1 << 31) - 1
@@ -126,6 +126,7 @@ def _read(proto: onnx.ModelProto) -> ir.Model:
     ONNX Runtime makes initializers of all of these when it loads a model.
     """
     _forget_maps(proto.graph)
+    _forget_negative_sizes(proto.graph)
     if proto.ir_version < FIRST_OVERRIDABLE_IR:
         _forget_constant_inputs(proto.graph)
     sparse = set_apart(proto.graph)
@@ -202,6 +203,15 @@ def _forget_maps(graph: onnx.GraphProto) -> None:
             inner = inner.sequence_type.elem_type if kind == "sequence_type" else inner.optional_type.elem_type
         if inner.HasField("map_type"):
             info.ClearField("type")
+
+
+def _forget_negative_sizes(graph: onnx.GraphProto) -> None:
+    """Makes sizes of -1, as Paddle writes free axes, free ones without a name, as ONNX Runtime does."""
+    for holder in graphs_in(graph):
+        for info in (*holder.input, *holder.output, *holder.value_info):
+            for dim in info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else ():
+                if dim.dim_value < 0:
+                    dim.ClearField("dim_value")
 
 
 def _reason(error: BaseException) -> str:

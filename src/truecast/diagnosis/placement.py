@@ -192,7 +192,7 @@ def _first_place(
     if clashing_dtypes(schema, held):
         return Place.UNKNOWN
     for table in tables:
-        if table.has(schema, held) and not (table.provider == CUDA and _refused_by_cuda(node)):
+        if table.has(schema, held) and not (table.provider == CUDA and refused_attribute(node)):
             return Place.DEVICE if table is tables[0] else Place.HOST
     has_body = is_function(schema.domain, schema.name, schema.since) and not _needs_bfloat16(held, tables)
     if has_body and _parts_run(node, opsets, types, tables):
@@ -214,14 +214,10 @@ def _parts_run(node: ir.Node, opsets: Mapping[str, int], types: Types, tables: S
     return all(_first_place(part, opsets, inner, tables, constants) is not Place.NOWHERE for part in parts)
 
 
-def _refused_by_cuda(node: ir.Node) -> bool:
-    """Whether CUDA leaves a node to the processor for an attribute, although a kernel is registered."""
+def refused_attribute(node: ir.Node) -> tuple[str, int] | None:
+    """The attribute for which CUDA leaves a node to the processor, although a kernel is registered, and its value."""
     refused = REFUSED_ATTRIBUTES.get(node.op_type)
-    if refused is None:
-        return False
-    name, value = refused
-    attribute = node.attributes.get(name)
-    return (0 if attribute is None else attribute.as_int()) == value
+    return refused if refused is not None and node.attributes.get_int(refused[0], 0) == refused[1] else None
 
 
 def _needs_bfloat16(held: Mapping[str, frozenset[str]], tables: Sequence[Kernels]) -> bool:

@@ -46,6 +46,7 @@ class Schema:
     attributes: Mapping[str, int]
     most_inputs: int
     least_inputs: int
+    deprecated: bool = False
 
     def input(self, index: int) -> Parameter | None:
         """The formal parameter of an input, counting on through a variadic last one."""
@@ -87,6 +88,7 @@ def _schema(raw: Any) -> Schema:
         attributes={name: int(attribute.type) for name, attribute in raw.attributes.items()},
         most_inputs=raw.max_input,
         least_inputs=raw.min_input,
+        deprecated=raw.deprecated,
     )
 
 
@@ -95,11 +97,16 @@ def _formal(raw: Any) -> Parameter:
 
 
 def find_schema(node: ir.Node, opsets: Mapping[str, int]) -> Schema | None:
-    """The schema that a node means under the model's opsets; None when the runtime has none."""
+    """The schema that a node means under the model's opsets; None when the runtime has none, or none any more."""
     domain = standard(node.domain)
-    versions = runtime_schemas().get((domain, node.op_type), ())
     opset = opsets.get(domain, 1)
-    return next((schema for schema in reversed(versions) if schema.since <= opset), None)
+    found = next((s for s in reversed(versions_of(domain, node.op_type)) if s.since <= opset), None)
+    return None if found is None or found.deprecated else found
+
+
+def versions_of(domain: str, name: str) -> tuple[Schema, ...]:
+    """Every version of an operator that the runtime knows, oldest first."""
+    return runtime_schemas().get((domain, name), ())
 
 
 EXPANDED_CONTRIB = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasDropout", "FusedMatMul"})

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 
-from truecast.diagnosis.rules import attention, declared, dtypes, fused, kernels, quantization, session, shapes, weights
+from truecast.diagnosis.rules import (
+    attention,
+    declared,
+    dtypes,
+    fused,
+    grid,
+    kernels,
+    quantization,
+    quantizers,
+    session,
+    shapes,
+    weights,
+)
 from truecast.diagnosis.rules.rule import Rule, findings_of
 
 RULES: tuple[Rule, ...] = (
@@ -12,6 +24,8 @@ RULES: tuple[Rule, ...] = (
     *fused.RULES,
     *quantization.RULES,
     *shapes.RULES,
+    *grid.RULES,
+    *quantizers.RULES,
     *dtypes.RULES,
     *declared.RULES,
     *weights.RULES,

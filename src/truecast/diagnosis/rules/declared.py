@@ -27,6 +27,8 @@ from truecast.diagnosis.schemas import Schema
 
 OF_TYPES = "[TypeInferenceError]"
 """How inference begins a complaint about types, not shapes."""
+CONTRADICTION = re.compile(r"differs from existing|ismatch|does not match existing")
+"""In its complaints of two types that exclude each other; others are of types that are not known."""
 NUMBERS = re.compile(r"\((\d+)\) vs \((\d+)\)")
 
 
@@ -40,7 +42,7 @@ def wrongly_declared(evidence: Evidence) -> Seen | None:
 
 def type_complaints(evidence: Evidence) -> list[str]:
     """What inference says about types that differ, in branches and loops too."""
-    return [complaint for complaint in evidence.shapes.refusals if OF_TYPES in complaint]
+    return [said for said in evidence.shapes.refusals if OF_TYPES in said and CONTRADICTION.search(said)]
 
 
 def _inputs(evidence: Evidence) -> Iterator[str]:

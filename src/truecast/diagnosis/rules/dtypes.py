@@ -11,9 +11,10 @@ from truecast.diagnosis.evidence import Evidence, label
 from truecast.diagnosis.inference import clashing_dtypes, forbidden_dtypes, node_types
 from truecast.diagnosis.model import Seen, seen
 from truecast.diagnosis.placement import Place
-from truecast.diagnosis.rules.kernels import operators
+from truecast.diagnosis.rules.kernels import LARGEST_OPSET, operators
 from truecast.diagnosis.rules.rule import ERROR, WARNING, Rule
 from truecast.diagnosis.schemas import STANDARD
+from truecast.diagnosis.ways import way_to_allow
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -53,7 +54,11 @@ def double_leak(evidence: Evidence) -> Seen | None:
         and not all(value in evidence.constants for value in node.outputs)
         and any(evidence.types.get(value) is ir.DataType.DOUBLE for value in node.outputs)
     ]
-    return seen(map(label, nodes), operators(nodes, evidence))
+    fed = any(value.dtype is ir.DataType.DOUBLE for value in evidence.graph.inputs)
+    return seen(map(label, nodes), operators(nodes, evidence), fix=FLOAT_INPUTS if fed else None)
+
+
+FLOAT_INPUTS = "Export with float32 inputs: the model takes float64."
 
 
 def mixed_dtypes(evidence: Evidence) -> Seen | None:
@@ -72,17 +77,18 @@ def _clashes(evidence: Evidence) -> Iterator[str]:
 
 def not_allowed(evidence: Evidence) -> Seen | None:
     """A dtype that the operator's definition does not allow at all."""
-    return seen(_forbidden(evidence))
+    held = list(_forbidden(evidence))
+    fixes = dict.fromkeys(way_to_allow(node, names, evidence, LARGEST_OPSET) for node, names in held)
+    return seen((f"{label(node)} ({', '.join(names)})" for node, names in held), fix=" ".join(fixes))
 
 
-def _forbidden(evidence: Evidence) -> Iterator[str]:
+def _forbidden(evidence: Evidence) -> Iterator[tuple[ir.Node, list[str]]]:
     for node in evidence.nodes:
         schema = evidence.schema(node)
-        if schema is None or node.domain not in STANDARD:
-            continue
-        names = sorted(forbidden_dtypes(node, schema, evidence.types))
-        if names:
-            yield f"{label(node)} ({', '.join(names)})"
+        if schema is not None and node.domain in STANDARD:
+            names = sorted(forbidden_dtypes(node, schema, evidence.types))
+            if names:
+                yield node, names
 
 
 def overflows_half(evidence: Evidence) -> Seen | None:
@@ -140,7 +146,7 @@ RULES = (
         ERROR,
         "A dtype that the operator does not allow",
         "The model does not load: INVALID_GRAPH.",
-        "Cast the input, or use a newer opset where the operator takes the dtype.",
+        "Cast the input, or export at an opset where the operator takes the dtype.",
         not_allowed,
     ),
     Rule(

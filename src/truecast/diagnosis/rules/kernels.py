@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -13,13 +13,13 @@ from truecast.diagnosis.model import SHOWN_NAMES, Seen, seen
 from truecast.diagnosis.placement import Place
 from truecast.diagnosis.rules.rule import ERROR, WARNING, Rule
 from truecast.diagnosis.schemas import EXPANDED_CONTRIB, standard
+from truecast.diagnosis.ways import way_to_know, ways
 
 LARGEST_OPSET, LARGEST_IR = 26, 13
 """What ONNX Runtime 1.31 loads (opset 27 only with an environment variable)."""
 FEW_COPIES = 8
 """Memcpy nodes that a graph may have at its ends without a measurable cost."""
 BUILT_IN = ("", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
-INTEGER_PRODUCTS = ("MatMulInteger", "DynamicQuantizeLinear", "ConvInteger", "DynamicQuantizeMatMul")
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 STANDARD_ATTENTION, MASK, PAST_KEY, PRESENT_KEY = "Attention", 3, 4, 1
 MOE_THIRD_WEIGHT = 6
@@ -66,7 +66,7 @@ def ir_too_new(evidence: Evidence) -> Seen | None:
 def unknown_operator(evidence: Evidence) -> Seen | None:
     """An operator that does not exist at the stamped opset, as a failed version conversion leaves behind."""
     unknown = [n for n in evidence.nodes if standard(n.domain) in BUILT_IN and evidence.schema(n) is None]
-    return seen(map(label, unknown), f"at opset {evidence.opsets.get('', 0)}")
+    return seen(map(label, unknown), f"at opset {evidence.opsets.get('', 0)}", fix=way_to_know(unknown, evidence))
 
 
 def foreign_operator(evidence: Evidence) -> Seen | None:
@@ -100,7 +100,7 @@ def _schema_faults(node: ir.Node, evidence: Evidence) -> Iterator[str]:
 def no_kernel(evidence: Evidence) -> Seen | None:
     """A node that no provider of the build can run: the model does not load."""
     nodes = [node for node in evidence.placement.at(Place.NOWHERE) if not _has_other_finding(node, evidence)]
-    return seen(map(label, nodes), operators(nodes, evidence))
+    return seen(map(label, nodes), operators(nodes, evidence), fix=ways(nodes, evidence, evidence.tables))
 
 
 def _has_other_finding(node: ir.Node, evidence: Evidence) -> bool:
@@ -120,18 +120,7 @@ def falls_back(evidence: Evidence) -> Seen | None:
     if evidence.provider == "cpu":
         return None
     nodes = [*evidence.placement.at(Place.HOST), *evidence.placement.at(Place.CAST)]
-    return seen(map(label, nodes), operators(nodes, evidence), fix=_way_back(nodes, evidence))
-
-
-def _way_back(nodes: Sequence[ir.Node], evidence: Evidence) -> str | None:
-    """What brings the first of these nodes back to the provider, where that is known."""
-    if any(node.op_type in INTEGER_PRODUCTS for node in nodes):
-        return "Quantize the weights only (MatMulNBits) or use QDQ: dynamic int8 has kernels on the processor alone."
-    schema = evidence.schema(nodes[0]) if nodes else None
-    if schema is None or not evidence.tables[0].knows(schema):
-        return None
-    names = ", ".join(sorted(name.removeprefix("tensor(").rstrip(")") for name in evidence.tables[0].dtypes(schema)))
-    return f"The provider has {schema.name} for other dtypes: export in one of those ({names})."
+    return seen(map(label, nodes), operators(nodes, evidence), fix=ways(nodes, evidence, evidence.tables[:1]))
 
 
 def copies_repeat(evidence: Evidence) -> Seen | None:
@@ -145,28 +134,35 @@ def copies_repeat(evidence: Evidence) -> Seen | None:
     )
     names = [f"{'→ processor' if copy.to_host else '→ device'} {copy.value.name}" for copy in copies]
     growth = "; it grows with depth" if growing else "; it does not grow with depth"
-    return seen(names, f"{len(copies)} Memcpy nodes predicted{layers}{growth}")
+    fix = None if falls_back(evidence) else OF_SIZES
+    return seen(names, f"{len(copies)} Memcpy nodes predicted{layers}{growth}", fix=fix)
+
+
+OF_SIZES = (
+    "Every operator has a kernel on the device; what crosses are sizes that become tensors there, or bounds of loops: "
+    "make them constants, or leave them where they are few."
+)
 
 
 def refuses_at_run(evidence: Evidence) -> Seen | None:
     """A kernel that is registered, and fails when it is run."""
-    return seen(f"{label(node)} ({reason})" for node in evidence.nodes if (reason := _refusal(node, evidence)))
+    held = [(node, refusal) for node in evidence.nodes if (refusal := _refusal(node, evidence))]
+    fixes = dict.fromkeys(fix for _, (_, fix) in held)
+    return seen((f"{label(node)} ({reason})" for node, (reason, _) in held), fix=" ".join(fixes))
 
 
-def _refusal(node: ir.Node, evidence: Evidence) -> str | None:
+def _refusal(node: ir.Node, evidence: Evidence) -> tuple[str, str] | None:
+    """Why a node will fail, and what it needs."""
     if node.op_type == STANDARD_ATTENTION and not standard(node.domain):
         has_past = len(node.inputs) > PAST_KEY and node.inputs[PAST_KEY] is not None
         has_present = len(node.outputs) > PRESENT_KEY and bool(node.outputs[PRESENT_KEY].name)
         if has_past and not has_present:
-            return "it has a past and no present output"
-        return (
-            "its mask has one row for all queries, and the kernel wants one each"
-            if _has_flat_mask(node, evidence)
-            else None
-        )
+            return "it has a past and no present output", "Keep the present outputs, also where nothing reads them."
+        flat = "its mask has one row for all queries, and the kernel wants one each"
+        return (flat, "Expand the mask to [batch, 1, queries, keys].") if _has_flat_mask(node, evidence) else None
     if node.op_type == "MoE" and evidence.provider == "cpu":
         third = len(node.inputs) > MOE_THIRD_WEIGHT and node.inputs[MOE_THIRD_WEIGHT] is not None
-        return "the processor's kernel has no third weight" if third else None
+        return ("the processor's kernel has no third weight", "Write the experts as QMoE.") if third else None
     return None
 
 
@@ -231,7 +227,7 @@ RULES = (
         ERROR,
         "The file's IR version is newer than the runtime",
         "The model does not load.",
-        "Save the model with IR version 10.",
+        "Set the file's ir_version to 13, or to 10 for older runtimes.",
         ir_too_new,
     ),
     Rule(
@@ -239,7 +235,7 @@ RULES = (
         ERROR,
         "Operators that do not exist at the stamped opset",
         "The model does not load, although onnx.checker may pass it.",
-        "Stamp the opset that the operators are from, or export at that opset: the conversion failed.",
+        "Stamp the opset that the operators are from, export again at that opset, or export without them.",
         unknown_operator,
     ),
     Rule(
@@ -263,7 +259,7 @@ RULES = (
         ERROR,
         "No kernel for an operator with these dtypes",
         "The model does not load: NOT_IMPLEMENTED.",
-        "Change the dtype with a Cast around the operator, or write it in other operators.",
+        "Cast to a dtype that has a kernel around the operator, or write it in other operators.",
         no_kernel,
     ),
     Rule(
@@ -271,7 +267,7 @@ RULES = (
         WARNING,
         "The provider has no kernel, so nodes run on the processor",
         "Their inputs and outputs are copied between device and processor at every run.",
-        "Lower the opset to the newest that the provider covers, or write the operator in others.",
+        "Export at an opset whose operator has a kernel, cast to dtypes that have one, or write it in other operators.",
         falls_back,
     ),
     Rule(
@@ -279,7 +275,7 @@ RULES = (
         WARNING,
         "Memcpy nodes between device and processor",
         "Each waits for the device; dozens make a model several times slower.",
-        "Give the operators at both ends kernels on one side: see TC107.",
+        "Give the operators at both ends kernels on one side, as the finding about operators without kernels says.",
         copies_repeat,
     ),
     Rule(

@@ -121,7 +121,7 @@ def went_through_a_quantizer(evidence: Evidence) -> bool:
 def left_in_float(evidence: Evidence) -> Seen | None:
     """Linears that a quantizer skipped in silence: Gemm, a tied head behind a Transpose, excluded names, or all."""
     quantized = quantized_elements(evidence)
-    nothing = not quantized and went_through_a_quantizer(evidence) and not _has_integers(evidence)
+    nothing = not quantized and went_through_a_quantizer(evidence) and not has_integers(evidence)
     if not quantized and not nothing:
         return None
     products = {**PRODUCTS, **WITHOUT_CODES} if nothing else PRODUCTS
@@ -136,10 +136,17 @@ def left_in_float(evidence: Evidence) -> Seen | None:
     worst = sorted(left.values(), key=lambda pair: -pair[1].nbytes)
     names = [f"{label(node)} ({weight.name} {list(weight.shape)})" for node, weight in worst]
     which = ", the file went through a quantizer that changed nothing" if nothing else ""
-    return seen(names, f"{share:.0%} of the linear weights{which}", nbytes=sum(weight.nbytes for _, weight in worst))
+    size, detail = sum(weight.nbytes for _, weight in worst), f"{share:.0%} of the linear weights{which}"
+    return seen(names, detail, nbytes=size, fix=NAME_PRODUCTS if nothing else None)
 
 
-def _has_integers(evidence: Evidence) -> bool:
+NAME_PRODUCTS = (
+    "Quantize the float file again without op_types_to_quantize, nodes_to_quantize and nodes_to_exclude, or with "
+    "op_types_to_quantize=['MatMul', 'Gemm'] (quantize_dynamic turns each Gemm into a MatMul first)."
+)
+
+
+def has_integers(evidence: Evidence) -> bool:
     """Whether any node computes with codes or makes them."""
     return any(INTEGER_OPERATOR.search(node.op_type) for node in evidence.nodes)
 
@@ -147,9 +154,17 @@ def _has_integers(evidence: Evidence) -> bool:
 def dequantized_each_run(evidence: Evidence) -> Seen | None:
     """A weight that no fusion takes, so that all of it is dequantized at every run."""
     held = [(node, weight) for node, weight in dequantized_weights(evidence) if _never_fuses(node, weight, evidence)]
+    convolved = any(reader.op_type == "Conv" for node, _ in held for reader in node.outputs[0].consumers())
     return seen(
-        (f"{label(node)} ({weight.name})" for node, weight in held), nbytes=sum(4 * w.elements for _, w in held)
+        (f"{label(node)} ({weight.name})" for node, weight in held),
+        nbytes=sum(4 * w.elements for _, w in held),
+        fix=FLOAT_OR_BOTH if convolved else None,
     )
+
+
+FLOAT_OR_BOTH = (
+    "Quantize the input and the output of each Conv too, or store its weight in float: no kernel takes it so."
+)
 
 
 def _never_fuses(node: ir.Node, weight: Weight, evidence: Evidence) -> bool:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from truecast.diagnosis.evidence import Evidence, label
 from truecast.diagnosis.kernels import session_keys
 from truecast.diagnosis.model import Seen, seen
+from truecast.diagnosis.rules.kernels import HALVES, falls_back
 from truecast.diagnosis.rules.rule import ERROR, WARNING, Rule
 from truecast.runtime.processors import default_threads
 from truecast.runtime.providers import PROVIDERS
@@ -86,7 +87,9 @@ def provider_idle(evidence: Evidence) -> Seen | None:
     observed, wanted = evidence.observed, PROVIDERS[evidence.provider].execution_provider
     if observed is None or not observed.assigned or observed.assigned.get(wanted):
         return None
-    return Seen(tuple(observed.assigned), 1, f"{sum(observed.assigned.values())} nodes elsewhere")
+    lacking = falls_back(evidence)
+    detail = f"{sum(observed.assigned.values())} nodes elsewhere"
+    return Seen(tuple(observed.assigned), 1, detail, fix=None if lacking is None else lacking.fix)
 
 
 def copies_ran(evidence: Evidence) -> Seen | None:
@@ -100,7 +103,12 @@ def copies_ran(evidence: Evidence) -> Seen | None:
 def not_finite(evidence: Evidence) -> Seen | None:
     """NaN or infinity in the outputs of an ordinary run."""
     trials = () if evidence.observed is None else evidence.observed.trials
-    return seen(dict.fromkeys(name for trial in trials if not trial.padded for name in trial.not_finite))
+    names = dict.fromkeys(name for trial in trials if not trial.padded for name in trial.not_finite)
+    half = any(dtype in HALVES for dtype in evidence.types.values())
+    return seen(names, fix=KEEP_WIDE if half else None)
+
+
+KEEP_WIDE = "Find the first layer that overflows; keep it in float32."
 
 
 def optimizer_differs(evidence: Evidence) -> Seen | None:
@@ -116,7 +124,16 @@ def did_not_end(evidence: Evidence) -> Seen | None:
     observed = evidence.observed
     if observed is None or observed.ended is None:
         return None
-    return Seen((), 1, observed.ended, severity=ERROR if observed.crashed else None)
+    return Seen(
+        (),
+        1,
+        observed.ended,
+        severity=ERROR if observed.crashed else None,
+        fix=OWN_PROCESS if observed.crashed else None,
+    )
+
+
+OWN_PROCESS = "Report it to ONNX Runtime with this file; open such files in a process of their own."
 
 
 RULES = (
@@ -165,7 +182,7 @@ RULES = (
         ERROR,
         "ONNX Runtime does not load the model",
         "Nothing runs.",
-        "See the errors above for the cause.",
+        "Mend what the reason names; where the file has other errors, they say more.",
         refused,
     ),
     Rule(
@@ -173,16 +190,24 @@ RULES = (
         ERROR,
         "The provider got no node",
         "All of the model runs on the processor.",
-        "See TC107 for the operators without kernels.",
+        "Open the session with log_severity_level=0, which says for each node why the provider does not take it.",
         provider_idle,
     ),
-    Rule("TC708", WARNING, "Memcpy nodes ran", "Each waits for the device.", "See TC107 and TC108.", copies_ran),
+    Rule(
+        "TC708",
+        WARNING,
+        "Memcpy nodes ran",
+        "Each waits for the device.",
+        "Give the operators at both ends kernels on one side; without --run, diagnose names those without kernels.",
+        copies_ran,
+    ),
     Rule(
         "TC709",
         ERROR,
         "Outputs are not finite",
         "NaN or infinity for ordinary inputs.",
-        "Find the first layer that overflows; keep it in float32.",
+        "Find the first operator that gives them: a division by zero, the logarithm or root of a negative number, or a "
+        "mask of minus infinity.",
         not_finite,
     ),
     Rule(

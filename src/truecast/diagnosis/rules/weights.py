@@ -198,7 +198,7 @@ RULES = (
         WARNING,
         "Tied weights stored twice, one of them transposed",
         "The largest matrix of the model twice, on disk and in memory.",
-        "Keep one and read it by Gemm or FusedMatMul with transB.",
+        "Keep one and read it by FusedMatMul with transB; by Gemm only where quantize_dynamic does not follow.",
         transposed_twin,
     ),
     Rule(
@@ -206,7 +206,8 @@ RULES = (
         WARNING,
         "A tied weight behind a Transpose",
         "The runtime folds the transpose into a private copy at load, and quantizers skip the product.",
-        "Read the table by Gemm or FusedMatMul with transB, or quantize it as MatMulNBits.",
+        "Read the table by FusedMatMul with transB, or by Gemm where quantize_dynamic does not follow, or quantize it "
+        "as MatMulNBits.",
         tied_by_transpose,
     ),
     Rule(
