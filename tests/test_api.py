@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
     """What the export behind `truecast.export` was asked for; it gives the artifact `folder`."""
     given: dict[str, Any] = {}
 
-    def export(source: Path, out: Path, request: exporting.Request, **options: Any) -> Path:
-        given.update(source=source, out=out, request=request, **options)
+    def export(source: Path, out: Path, request: truecast.Request, progress: Any) -> Path:
+        given.update(source=source, out=out, request=request, progress=progress)
         return folder
 
     monkeypatch.setattr(exporting, "export", export)
@@ -52,17 +54,40 @@ def test_every_option_of_export_reaches_the_request(asked: dict[str, Any], prist
     assert asked == {
         "source": pristine,
         "out": "out",
-        "request": exporting.Request("genai", "int8", "cpu", 64, "float", True, True),
-        "verify": False,
-        "force": True,
+        "request": truecast.Request(
+            target="genai",
+            precision="int8",
+            block_size=64,
+            activations="float",
+            link_weights=True,
+            verify=False,
+            force=True,
+            trust_remote_code=True,
+        ),
         "progress": print,
     }
 
 
 def test_the_defaults_of_export_are_those_of_a_request(asked: dict[str, Any], pristine: Path) -> None:
     truecast.export(pristine, "out", precision="fp32")
-    assert asked["request"] == exporting.Request()
-    assert (asked["verify"], asked["force"]) == (True, False)
+    assert asked["request"] == truecast.Request(precision="fp32")
+
+
+def test_options_count_before_the_request_that_they_come_with(asked: dict[str, Any], pristine: Path) -> None:
+    truecast.export(
+        pristine, "out", truecast.Request(precision="int4", target="genai"), precision="fp32", keep=["a=int8"]
+    )
+    assert asked["request"] == truecast.Request(precision="fp32", target="genai", keep=("a=int8",))
+
+
+def test_the_signature_of_export_names_every_option() -> None:
+    parameters = inspect.signature(truecast.export).parameters
+    assert {one.name: one.default for one in fields(truecast.Request)}.items() <= {
+        name: one.default for name, one in parameters.items()
+    }.items()
+    assert not any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    with pytest.raises(TypeError, match="precison"):
+        truecast.export("checkpoint", "out", precison="fp32")
 
 
 def test_without_a_precision_the_recommended_one_is_taken(asked: dict[str, Any], pristine: Path) -> None:

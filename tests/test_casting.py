@@ -25,10 +25,11 @@ from tests.traces import traced_once
 from truecast.artifact import Manifest, Status, read_manifest
 from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.checkpoint.encoding import Affine
-from truecast.exporting import Request, export
+from truecast.exporting import export
 from truecast.proof import proving
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.reference import Reference
+from truecast.request import Request
 
 DATA = Path(__file__).parent / "data"
 FOLDERS = sorted(path.parent.name for path in DATA.glob("*/oracle.json") if path.with_name("tokenizer.json").exists())
@@ -195,7 +196,7 @@ def test_the_graph_holds_what_the_library_decodes(cast: Cast) -> None:
 def test_the_same_checkpoint_gives_the_same_bytes(traced_once: None, tmp_path: Path) -> None:
     hashes = []
     for name in ("first", "second"):
-        folder = export(DATA / "gptqmodel-act-order", tmp_path / name, Request(precision="as-is"), verify=False)
+        folder = export(DATA / "gptqmodel-act-order", tmp_path / name, Request(precision="as-is", verify=False))
         hashes.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("model.onnx*")})
     assert len(hashes[0]) == 2
     assert hashes[0] == hashes[1]

@@ -27,9 +27,11 @@ from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.model import Checkpoint
 from truecast.describing import source_of
 from truecast.errors import InputError, ProofError
-from truecast.exporting import Request, export
+from truecast.exporting import export
 from truecast.exporting_modules import ModuleSource, export_module
 from truecast.publishing import publish
+from truecast.request import Request
+from truecast.request.checks import require_decoder, require_module
 
 Files = dict[str, bytes]
 
@@ -45,9 +47,9 @@ def files(folder: Path) -> Files:
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        (Request(target="onnxruntme"), "no target 'onnxruntme'; did you mean 'onnxruntime'?"),
-        (Request(precision="int3"), "no precision 'int3'; choose one of as-is, fp32, fp16, int8, int4"),
-        (Request(activations="fp8"), "no activations 'fp8'; choose one of int8, float"),
+        (Request(precision="fp32", target="onnxruntme"), "no target 'onnxruntme'; did you mean 'onnxruntime'?"),
+        (Request(precision="int3"), "no precision 'int3'; did you mean 'int"),
+        (Request(precision="fp32", activations="fp8"), "no kind of activations 'fp8'; choose one of int8, float"),
         (Request(precision="int4", block_size=512), "block size 512; choose one of 16, 32, 64, 128, 256"),
         (Request(precision="int8", block_size=0), "block size 0"),
         (Request(precision="int4", link_weights=True), "--link-weights keeps float32 bytes"),
@@ -60,7 +62,7 @@ def test_a_request_that_no_export_can_take_is_refused_first(request_: Request, s
     assert sentence in str(refused.value)
 
 
-BOTH, DECODERS, MODULES = (Request.check, Request.check_module), (Request.check,), (Request.check_module,)
+BOTH, MODULES = (require_decoder, require_module), (require_module,)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +90,8 @@ def test_an_option_that_would_have_no_effect_is_refused(
 
 
 def test_an_option_that_has_an_effect_is_taken() -> None:
-    Request(precision="as-is", activations="float").check()
-    Request(precision="fp32", keep=("lm_head=int4",), block_size=64, activations="float").check()
+    require_decoder(Request(precision="as-is", activations="float"))
+    require_decoder(Request(precision="fp32", keep=("lm_head=int4",), block_size=64, activations="float"))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_what_is_said_of_a_module_and_would_not_be_heeded_is_refused(
     source: ModuleSource, words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=f"{words} .*leave"):
-        export_module(source, tmp_path / "out", Request())
+        export_module(source, tmp_path / "out", Request(precision="fp32"))
 
 
 @pytest.mark.parametrize("given", [{"dynamic": {"input_ids": {0: "n"}}}, {"example_inputs": [1]}])
@@ -121,7 +123,7 @@ def test_a_damaged_generation_config_is_refused_before_work(
     (checkpoint / "generation_config.json").write_text(damage)
     monkeypatch.setattr(exporting, "_cast", lambda *_: pytest.fail("it was traced"))
     with pytest.raises(InputError, match=r"generation_config.json"):
-        export(checkpoint, tmp_path / "out", Request())
+        export(checkpoint, tmp_path / "out", Request(precision="fp32"))
 
 
 def test_a_disk_too_small_for_the_estimate_is_refused_before_work(
@@ -134,7 +136,7 @@ def test_a_disk_too_small_for_the_estimate_is_refused_before_work(
         export(pristine, tmp_path / "out", Request(precision="int4"))
     source = ModuleSource(module=torch.nn.Linear(100, 100), example_inputs=torch.zeros(2, 100))
     with pytest.raises(InputError, match=r"but the weights need 40.40 kB"):
-        export_module(source, tmp_path / "out", Request())
+        export_module(source, tmp_path / "out", Request(precision="fp32"))
     assert not list(tmp_path.iterdir())
 
 
@@ -156,7 +158,7 @@ def source(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def out(source: Path, tmp_path: Path) -> Path:
     """An artifact that is there already, with the word "old"."""
-    export(source, tmp_path / "out", Request(), verify=False)
+    export(source, tmp_path / "out", Request(precision="fp32", verify=False))
     (tmp_path / "out" / "content").write_text("old")
     return tmp_path / "out"
 
@@ -171,7 +173,7 @@ def certificate(passed: bool) -> Certificate:
 
 
 def test_without_a_proof_the_certificate_says_so(source: Path, tmp_path: Path) -> None:
-    folder = export(source, tmp_path / "out", Request(), verify=False)
+    folder = export(source, tmp_path / "out", Request(precision="fp32", verify=False))
     assert read_manifest(folder).certificate.status is Status.UNPROVEN
 
 
@@ -179,7 +181,7 @@ def test_a_proof_that_holds_is_published_with_its_certificate(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proof_that(monkeypatch, lambda: certificate(True))
-    folder = export(source, tmp_path / "out", Request())
+    folder = export(source, tmp_path / "out", Request(precision="fp32"))
     stated = read_manifest(folder).certificate
     assert stated.manifest_sha256
     assert stated.model_copy(update={"manifest_sha256": ""}) == certificate(True)
@@ -190,7 +192,7 @@ def test_a_proof_that_fails_keeps_the_result_apart(out: Path, source: Path, monk
     proof_that(monkeypatch, lambda: certificate(False))
     before = files(out)
     with pytest.raises(ProofError, match=r"parity/exact measured 0.5 logit, limit 0.1; at step 3"):
-        export(source, out, Request(), force=True)
+        export(source, out, Request(precision="fp32", force=True))
     assert files(out) == before
     rejected = out.with_name("out.rejected")
     assert (rejected / "content").read_text() == "new"
@@ -199,7 +201,7 @@ def test_a_proof_that_fails_keeps_the_result_apart(out: Path, source: Path, monk
 
 
 def test_force_replaces_an_artifact(out: Path, source: Path) -> None:
-    export(source, out, Request(), verify=False, force=True)
+    export(source, out, Request(precision="fp32", verify=False, force=True))
     assert (out / "content").read_text() == "new"
 
 
@@ -208,16 +210,16 @@ def test_a_source_in_the_folder_that_would_be_replaced_is_refused(out: Path, sou
     link.symlink_to(out)
     for given, text in ((link, None), (source, link / "content")):
         with pytest.raises(InputError, match=r"lies in .*out, which would be replaced"):
-            export(given, out, Request(precision="int4", calibration=text), force=True)
+            export(given, out, Request(precision="int4", calibration=text, force=True))
         with pytest.raises(InputError, match=r"lies in .*out, which would be replaced"):
-            export_module(ModuleSource(given), out, Request(precision="int8-dynamic", calibration=text), force=True)
+            export_module(ModuleSource(given), out, Request(precision="int8-dynamic", calibration=text, force=True))
     assert (out / "content").read_text() == "old"
 
 
 def test_what_exists_is_refused_before_any_work(out: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "open_checkpoint", lambda source: pytest.fail("the checkpoint was opened"))
     with pytest.raises(InputError, match="already exists"):
-        export(source, out, Request())
+        export(source, out, Request(precision="fp32"))
 
 
 FAILURES = [RuntimeError("bug"), KeyboardInterrupt(), InputError("damaged"), MemoryError()]
@@ -236,7 +238,7 @@ def test_whatever_stops_an_export_leaves_out_as_it_was(
 
     monkeypatch.setattr(owner, move, stopped)
     with pytest.raises(type(failure)):
-        export(source, out, Request(), verify=False, force=True)
+        export(source, out, Request(precision="fp32", verify=False, force=True))
     assert files(out.parent) == before
 
 
@@ -250,7 +252,7 @@ def test_a_proof_that_stops_leaves_out_as_it_was(
     proof_that(monkeypatch, stopped)
     before = files(out.parent)
     with pytest.raises(type(failure)):
-        export(source, out, Request(), force=True)
+        export(source, out, Request(precision="fp32", force=True))
     assert files(out.parent) == before
 
 
@@ -261,7 +263,7 @@ def test_a_disk_that_fills_up_is_one_sentence(out: Path, source: Path, monkeypat
     before = files(out.parent)
     monkeypatch.setattr(publish, "write_manifest", full)
     with pytest.raises(InputError, match="out could not be written: No space left on device"):
-        export(source, out, Request(), verify=False, force=True)
+        export(source, out, Request(precision="fp32", verify=False, force=True))
     assert files(out.parent) == before
 
 
@@ -270,11 +272,11 @@ def test_a_disk_that_fills_up_is_one_sentence(out: Path, source: Path, monkeypat
 
 @pytest.fixture(scope="module")
 def int4(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(pristine, tmp_path_factory.mktemp("int4") / "out", Request(precision="int4"), verify=False)
+    return export(pristine, tmp_path_factory.mktemp("int4") / "out", Request(precision="int4", verify=False))
 
 
 def test_the_same_request_gives_the_same_bytes(pristine: Path, int4: Path, tmp_path: Path) -> None:
-    again = export(pristine, tmp_path / "out", Request(precision="int4"), verify=False)
+    again = export(pristine, tmp_path / "out", Request(precision="int4", verify=False))
     assert files(again) == files(int4)
 
 
@@ -355,12 +357,12 @@ def test_a_tensor_that_the_model_has_no_place_for_stops_the_export(pristine: Pat
     save_file(tensors | {"model.extra.weight": tensors["model.norm.weight"]}, tmp_path / "checkpoint/model.safetensors")
     (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"no place for 1 tensor\(s\) of .*: model.extra.weight"):
-        export(tmp_path / "checkpoint", tmp_path / "out", Request(), verify=False)
+        export(tmp_path / "checkpoint", tmp_path / "out", Request(precision="fp32", verify=False))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_linked_weights_take_no_space_and_give_the_same_graph(pristine: Path, tmp_path: Path) -> None:
-    folder = export(pristine, tmp_path / "out", Request(link_weights=True), verify=False)
+    folder = export(pristine, tmp_path / "out", Request(precision="fp32", link_weights=True, verify=False))
     assert (folder / "model.safetensors").samefile(pristine / "model.safetensors")
     data = folder / "model.onnx.data"
     assert not data.exists() or data.stat().st_size < (folder / "model.safetensors").stat().st_size / 100

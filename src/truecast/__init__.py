@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "__version__", "diagnose", "export", "inspect", "open"]
+__all__ = ["Artifact", "Request", "__version__", "diagnose", "export", "inspect", "open"]
 
 if TYPE_CHECKING:
     from truecast.api import Artifact, diagnose, export, inspect, open
+    from truecast.request import Request
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truecast.artifact import Certificate, Manifest, read_manifest
 from truecast.checkpoint.tasks import GENERATION
 from truecast.errors import InputError
+from truecast.request import RECOMMENDED, Request
+from truecast.request.signature import takes_options
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -112,72 +115,26 @@ class Artifact:
         return f"<Artifact {self.folder}: {manifest.precision} for {manifest.target}, {manifest.certificate.status}>"
 
 
+@takes_options
 def export(
     source: Any,
     out: Path | str,
+    request: Request | None = None,
     *,
-    task: str | None = None,
-    module: str | None = None,
     example_inputs: Any = None,
-    dynamic: Mapping[str, Mapping[int, str]] | None = None,
-    target: str = "onnxruntime",
-    precision: str | None = None,
-    provider: str = "cpu",
-    block_size: int = 32,
-    activations: str = "int8",
-    exporter: str = "dynamo",
-    optimization: str = "all",
-    save_optimized: bool = False,
-    clean_up: str = "none",
-    opset: int | None = None,
-    method: str = "rtn",
-    keep: Sequence[str] = (),
-    calibration: Path | str | None = None,
-    calibration_method: str = "minmax",
-    kv_cache: str = "float",
-    link_weights: bool = False,
-    verify: bool = True,
-    force: bool = False,
-    trust_remote_code: bool = False,
-    adapter: Path | str | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Artifact:
     """Casts a checkpoint or a module into the folder `out` and proves it.
 
     Args:
         source: the path of a Hugging Face folder with safetensors or of a GGUF file, or a `torch.nn.Module`.
         out: the folder to publish; it must not exist unless `force`.
-        task: what the model is for, in the Hub's words (`text-generation`, `feature-extraction`, …); None takes the one
-            that the checkpoint's files name.
-        module: "package.file:function" of a function that takes `source` and gives a module, or (module, example
-            inputs), or (module, example inputs, dynamic).
+        request: what is asked for; or its fields one by one, as keyword arguments, which count before it.
         example_inputs: a tensor, a sequence in forward()'s order, or a mapping by name; for a module.
-        dynamic: free axes of a module, as {"x": {0: "batch_size", 1: "length=1..512"}}; None frees the first axis.
-        target: `onnxruntime`, `genai` or `portable`.
-        precision: `as-is`, `fp32`, `fp16`, `int8` or `int4`, for modules without a cache `bf16`, `int8-dynamic` and
-            `int8-static`, too; None takes what `inspect` recommends for the provider.
-        provider: where it will run.
-        block_size: weights per scale of int8 and int4.
-        activations: `int8` or `float`, for the products of quantized weights.
-        exporter: `dynamo` or `torchscript`, for modules without a cache.
-        optimization: what ONNX Runtime may do to the graph of such a module: `all`, `extended`, `basic` or `none`.
-        save_optimized: whether to keep the graph as ONNX Runtime rewrote it, too; it is bound to this machine.
-        clean_up: the library that rewrites such a graph once it is written: `onnxscript`, `onnxslim`, `onnxsim`, or
-            `none` for truecast's own clean-up alone.
-        opset: version of the ONNX operators, where the target leaves a choice (`portable`: 21 to 25).
-        method: `rtn`, `k-quant`, `hqq`, `gptq`, `awq` or `auto-round`, which makes the codes of int8 and int4.
-        keep: rules PATTERN=PRECISION for weights that get another precision, as "lm_head=int8"; the last match counts.
-        calibration: text in paragraphs (.txt) or lines of {"text": …} (.jsonl) for the last three, and to measure on.
-            Of a module, arrays by the names of its inputs (.npz), too: what `int8-static` finds its ranges in.
-        calibration_method: `minmax`, `entropy` or `percentile`: how it does.
-        kv_cache: `float`, `int8` or `int4`: what keys and values are kept as; scales are the checkpoint's own where it
-            has any, else calibrated on `calibration`, or on a text of truecast's.
-        link_weights: refer to the checkpoint's own bytes where the graph can use them as they are (fp32).
-        verify: whether to prove the result; without, the certificate says `unproven`.
-        force: whether an artifact at `out` may be replaced.
-        trust_remote_code: whether code that comes with the checkpoint may run.
-        adapter: a folder of peft's with a LoRA adapter, which is added to the weights.
         progress: called with stage, done and total.
+        options: fields of `Request`; its text says what each may be. `dynamic` is {"x": {0: "batch_size", 1:
+            "length=1..512"}}, and without it the first axis is free.
 
     Raises:
         InputError: the input cannot be used; nothing was written.
@@ -185,48 +142,32 @@ def export(
     """
     from truecast import exporting
 
+    request = replace(request or Request(), **options)
     place = source if isinstance(source, Path | str) else None
-    without_cache = place is None or module is not None or _task(place, task) != GENERATION
-    request = exporting.Request(
-        target=target,
-        precision=precision or _recommended(None if module is not None else place, provider),
-        provider=provider,
-        block_size=block_size,
-        activations=activations,
-        kv_cache=kv_cache,
-        link_weights=link_weights,
-        trust_remote_code=trust_remote_code,
-        opset=opset,
-        method=method,
-        keep=tuple(keep),
-        calibration=None if calibration is None else Path(calibration),
-        calibration_method=calibration_method,
-        exporter=exporter,
-        optimization=optimization,
-        save_optimized=save_optimized,
-        clean_up=clean_up,
-        adapter=None if adapter is None else Path(adapter),
-    )
+    without_cache = place is None or request.module is not None or _task(place, request.task) != GENERATION
+    if request.precision == RECOMMENDED:
+        named = place if request.module is None else None
+        request = replace(request, precision=_recommended(named, request.provider))
     if not without_cache:
         assert place is not None
-        if dynamic is not None or example_inputs is not None:
-            word = "--dynamic" if dynamic is not None else "example_inputs"
-            raise InputError(f"{word} is for models without a cache; a decoder's axes are its own, leave it out.")
-        folder = exporting.export(place, out, request, verify=verify, force=force, progress=progress)
-        return Artifact(folder, provider)
+        if example_inputs is not None:
+            raise InputError(
+                "example_inputs is for models without a cache; a decoder's inputs are its own, leave it out."
+            )
+        return Artifact(exporting.export(place, out, request, progress), request.provider)
     from truecast.exporting_modules import ModuleSource, export_module
 
-    named = ModuleSource(
+    named_module = ModuleSource(
         None if place is None else Path(place),
         None if place is not None else source,
-        task,
-        module,
+        request.task,
+        request.module,
         example_inputs,
-        dynamic,
-        trust_remote_code,
+        request.dynamic,
+        request.trust_remote_code,
         request.adapter,
     )
-    return Artifact(export_module(named, out, request, verify=verify, force=force, progress=progress), provider)
+    return Artifact(export_module(named_module, out, request, progress), request.provider)
 
 
 def _task(source: Path | str, task: str | None) -> str:

@@ -25,7 +25,8 @@ from truecast.artifact import (
 )
 from truecast.checkpoint import Checkpoint
 from truecast.checkpoint.model import StoredTensor
-from truecast.requesting import AS_IS, Request, integer_notice
+from truecast.request import AS_IS, Request
+from truecast.request.meaning import integer_notice, runs_on, settings
 from truecast.targets import Target
 from truecast.targets.side_files import context_length, eos_token_ids, tokens_without_rows
 from truecast.trace.author import AuthorModule
@@ -49,9 +50,9 @@ def described(
         source=source_of(checkpoint, hashes),
         target=target.name,
         dialect=target.dialect,
-        provider=request.runs_on,
+        provider=runs_on(request),
         precision=request.precision,
-        settings=request.settings(),
+        settings=settings(request),
         graph=graph,
         weights=weights,
         ignored_tensors=ignored,

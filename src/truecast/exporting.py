@@ -41,7 +41,9 @@ from truecast.dialects.ort.fuse import fuse_rotary, pack_heads
 from truecast.errors import InputError
 from truecast.inspection.costs import weight_bytes
 from truecast.publishing import published, require_apart, require_free, require_space
-from truecast.requesting import ACTIVATIONS, AS_IS, PRECISIONS, Request
+from truecast.request import AS_IS, Request
+from truecast.request.checks import require_decoder
+from truecast.request.meaning import packing, rules_of, settings
 from truecast.targets import Padding, Target, find_target
 from truecast.targets.side_files import context_length, eos_token_ids, write_side_files
 from truecast.trace.decoder import Trace, trace_decoder
@@ -58,7 +60,7 @@ from truecast.weights.rules import chooser
 from truecast.weights.sources import Sources
 from truecast.weights.writer import attach, attach_links, link_weights, write_weights
 
-__all__ = ["ACTIVATIONS", "PRECISIONS", "Progress", "Request", "export"]
+__all__ = ["Progress", "export"]
 
 ESTIMATE = 0.9
 """Part of an estimate of weights that is sure to be needed: tables may be shared, and some tensors ignored."""
@@ -71,9 +73,6 @@ def export(
     source: Path | str,
     out: Path | str,
     request: Request,
-    *,
-    verify: bool = True,
-    force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Casts the checkpoint at `source` into the folder `out`; returns the folder.
@@ -83,17 +82,11 @@ def export(
         ProofError: the result is not the same model; it is kept as OUT.rejected with its certificate.
     """
     source, out = Path(source), Path(out)
-    request.check()
-    require_free(out, force)
+    require_decoder(request)
+    require_free(out, request.force)
     require_apart(out, (source, *request.paths))
     checkpoint = open_checkpoint(source, request.adapter)
     require_castable(checkpoint, GENERATION)
-    used = request.method in CALIBRATED or request.cache_bits is not None
-    if request.calibration is not None and not verify and not used:
-        raise InputError(
-            f"--calibration is for the proof to measure on, or for {', '.join(CALIBRATED)}; "
-            "leave out --no-verify or it."
-        )
     texts = () if request.calibration is None else read_texts(request.calibration)
     report = progress or (lambda stage, done, total: None)
 
@@ -102,11 +95,11 @@ def export(
     def make(staging: Path) -> Manifest:
         require_space(staging, _least_bytes(checkpoint, request))
         if request.method in CALIBRATED:
-            return _calibrated(checkpoint, staging, request, texts, verify, report)
+            return _calibrated(checkpoint, staging, request, texts, report)
         manifest = _cast(checkpoint, staging, request, report, texts)
-        return _certified(staging, checkpoint, manifest, request, texts, verify, report)
+        return _certified(staging, checkpoint, manifest, request, texts, report)
 
-    return published(out, make, force)
+    return published(out, make, request.force)
 
 
 def _least_bytes(checkpoint: Checkpoint, request: Request) -> int:
@@ -123,17 +116,16 @@ def _certified(
     manifest: Manifest,
     request: Request,
     texts: tuple[str, ...],
-    verify: bool,
     report: Progress,
     original: Checkpoint | None = None,
 ) -> Manifest:
     """The manifest with the proof's certificate; without a proof, what a better method has won is still measured."""
-    if not verify and request.method == DEFAULT_METHOD:
+    if not request.verify and request.method == DEFAULT_METHOD:
         return manifest
     from truecast import proof
 
     trusted = request.trust_remote_code
-    if verify:
+    if request.verify:
         certificate = proof.prove(
             folder,
             checkpoint,
@@ -150,7 +142,7 @@ def _certified(
 
 
 def _calibrated(
-    checkpoint: Checkpoint, folder: Path, request: Request, texts: tuple[str, ...], verify: bool, report: Progress
+    checkpoint: Checkpoint, folder: Path, request: Request, texts: tuple[str, ...], report: Progress
 ) -> Manifest:
     """Casts what a library made of the checkpoint, and proves it against the library's own checkpoint."""
     bits = int(request.precision.removeprefix("int"))
@@ -164,11 +156,11 @@ def _calibrated(
         asked = {
             "source": source_of(checkpoint, {name: sha256_of(path) for name, path in checkpoint.file_names.items()}),
             "precision": request.precision,
-            "settings": _kept(cast) | request.settings() | {"library": library_version(request.method)},
+            "settings": _kept(cast) | settings(request) | {"library": library_version(request.method)},
             "notices": notices_of(checkpoint, request),
         }
         manifest = cast.model_copy(update=asked)
-        manifest = _certified(folder, given, manifest, request, texts, verify, report, original=checkpoint)
+        manifest = _certified(folder, given, manifest, request, texts, report, original=checkpoint)
     known = {*checkpoint.tensors, *checkpoint.ignored}
     ignored = {name: reason for name, reason in manifest.ignored_tensors.items() if name in known}
     return manifest.model_copy(update={"ignored_tensors": ignored})
@@ -264,7 +256,7 @@ def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> P
     RemoveUnusedNodesPass()(model)
     apply_interface(trace, target.single_logits)
     emitter = EMITTERS[target.dialect]
-    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter)
+    packer = Packer(model, sources, packing(request), trace.embedding, trace.head, emitter=emitter)
     packer.choose = rule_chooser(packer, request)
     packer.bindings += [array_binding(name, table, ROTARY_TABLE) for name, table in tables.items()]
     packer.pack()
@@ -281,8 +273,8 @@ def rule_chooser(packer: Packer, request: Request) -> Callable[[str], Precision]
     tied = (packer.embedding, packer.head) if packer.tied else None
     first = [packer.embedding] if packer.embedding else []
     weights = [*first, *(name for name in dict.fromkeys(named) if name != packer.embedding)]
-    precisions = {rule.precision: request.packing(rule.precision) for rule in request.rules}
-    choose = chooser(request.rules, weights, tied, precisions, packer.precision)
+    precisions = {rule.precision: packing(request, rule.precision) for rule in rules_of(request)}
+    choose = chooser(rules_of(request), weights, tied, precisions, packer.precision)
     made = [weight for weight in weights if packer.sources[weight].encoding is not None]
     if request.method in CALIBRATED and any(choose(weight) is not packer.precision for weight in made):
         raise InputError(

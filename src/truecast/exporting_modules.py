@@ -39,7 +39,9 @@ from truecast.exporting import Progress, rule_chooser, with_files, write
 from truecast.halves.making import by_reach, by_rule, find_examples, with_islands
 from truecast.measure.environment import environment
 from truecast.publishing import published, require_apart, require_free, require_space
-from truecast.requesting import Request
+from truecast.request import Request
+from truecast.request.checks import require_module
+from truecast.request.meaning import half_of, packing
 from truecast.runtime.providers import open_session
 from truecast.targets import Target, find_target
 from truecast.targets.side_files import write_side_files
@@ -57,8 +59,8 @@ from truecast.weights.adopting import adopt_products
 from truecast.weights.decoders import decoding_entries, swap_before_decoding
 from truecast.weights.emitters import EMITTERS
 from truecast.weights.integers import Seen
+from truecast.weights.names import STATIC
 from truecast.weights.packing import Packer
-from truecast.weights.precision import STATIC
 from truecast.weights.sources import Sources
 
 __all__ = ["ModuleSource", "export_module"]
@@ -75,9 +77,6 @@ def export_module(
     source: ModuleSource,
     out: Path | str,
     request: Request,
-    *,
-    verify: bool = True,
-    force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Casts the module that `source` names into the folder `out`; returns the folder.
@@ -87,9 +86,9 @@ def export_module(
         ProofError: the result is not the same model; it is kept as OUT.rejected with its certificate.
     """
     out = Path(out)
-    request.check_module()
+    require_module(request)
     _check_source(source, request)
-    require_free(out, force)
+    require_free(out, request.force)
     require_apart(out, (*([] if source.path is None else [source.path]), *request.paths))
     report = progress or (lambda stage, done, total: None)
 
@@ -101,14 +100,14 @@ def export_module(
             manifest = with_setting(manifest, KNOWN, origin)
         if any(one.divisors is not None for one in seen.values()):
             manifest = with_setting(manifest, DIVIDED, origin)
-        if not verify:
+        if not request.verify:
             return manifest
         from truecast.proof.modules import prove_module
 
         certificate = prove_module(staging, source, manifest, progress=report)
         return manifest.model_copy(update={"certificate": certificate})
 
-    return published(out, make, force)
+    return published(out, make, request.force)
 
 
 def _check_source(source: ModuleSource, request: Request) -> None:
@@ -174,7 +173,7 @@ def _cast(source: ModuleSource, folder: Path, request: Request, report: Progress
     written = _write(source, folder, request, report, seen, target.dialect)
     manifest = _described(written, source, request, target)
     write_side_files(written.checkpoint, target, manifest.graph, folder)
-    if request.half is not None:
+    if half_of(request) is not None:
         manifest = _with_islands(manifest, source, folder, request, written, report)
     bound = _saved(folder, request, written.entries) if request.save_optimized else []
     manifest = manifest.model_copy(update={"notices": [*manifest.notices, *bound]})
@@ -209,7 +208,8 @@ def _write(
     dropped = _drop_untrained(trace, sources) if author.task in (FEATURES, SENTENCES) else []
     packer = _bind(trace, sources, request, dialect_name, seen)
     entries = {**decoding_entries(trace.model), **packer.session_entries}
-    ruled = {} if request.half is None else by_rule(trace.model, request.half)
+    half = half_of(request)
+    ruled = {} if half is None else by_rule(trace.model, half)
     weights = write(trace.model, packer, folder, request, report)
     rewritten = None if request.clean_up == NONE else cleaned(trace.model, request.clean_up)
     if rewritten is not None:
@@ -243,7 +243,7 @@ def _with_islands(
     report: Progress,
 ) -> Manifest:
     """Measures how far the written graph reaches, writes it again with its islands, and notes all of them."""
-    half, model = request.half, written.trace.model
+    half, model = half_of(request), written.trace.model
     assert half is not None
     if half.providers:  # its range is that of float32
         return with_islands(manifest, half, written.ruled, {}, "")
@@ -294,7 +294,7 @@ def _bind(
     swap_before_decoding(model)
     adopt_products(model)
     emitter = EMITTERS[dialect_name]
-    packer = Packer(model, sources, request.packing(), trace.embedding, trace.head, emitter=emitter, seen=seen)
+    packer = Packer(model, sources, packing(request), trace.embedding, trace.head, emitter=emitter, seen=seen)
     packer.choose = rule_chooser(packer, request)
     packer.pack()
     forget_inner_shapes(model.graph)

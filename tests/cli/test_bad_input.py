@@ -145,7 +145,8 @@ def test_a_folder_that_is_no_artifact_is_named(verb: list[str], truecast_: Comma
         (
             "--precision",
             "q",
-            "There is no precision 'q'; choose one of as-is, fp32, fp16, int8, int4, bf16, int8-dynamic, int8-static.",
+            "There is no precision 'q'; choose one of as-is, fp32, fp16, int8, int4, bf16, int8-dynamic, int8-static, "
+            "recommended.",
         ),
         ("--target", "genia", "There is no target 'genia'; did you mean 'genai'?"),
         ("--provider", "cdua", "There is no provider 'cdua'; did you mean 'cuda'?"),

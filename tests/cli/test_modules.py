@@ -116,7 +116,7 @@ def one_sentence(answer: Answer, tmp_path: Path) -> str:
         (["--dynamic", "input_ids.1=9"], "'9' is no axis; write a name, or a name with its sizes"),
         (["--exporter", "jit"], "There is no exporter 'jit'; "),
         (["--opset", "17"], "The exporter dynamo writes no opset 17; choose one from 18 to "),
-        (["--target", "genai"], "The target genai runs decoders only; choose one of onnxruntime, portable."),
+        (["--target", "genai"], "--target genai is for decoders; choose one of onnxruntime, portable."),
         (["--kv-cache", "int8"], "--kv-cache is for decoders; "),
     ],
 )

@@ -14,8 +14,7 @@ import pytest
 import truecast
 from tests.cli.conftest import Command
 from truecast.artifact import Certificate, Check, Status
-from truecast.exporting import ACTIVATIONS, PRECISIONS
-from truecast.runtime.providers import PROVIDERS
+from truecast.request.options import options
 from truecast.targets import TARGETS
 from truecast.weights.quantize import BLOCK_SIZES
 
@@ -152,7 +151,8 @@ def test_help_names_every_verb_and_every_value(truecast_: Command) -> None:
     for verb in ("inspect", "export", "verify", "run"):
         assert verb in truecast_("--help").out
     text = " ".join(truecast_("export", "--help").out.replace("│", " ").split())
-    for value in (*TARGETS, *PRECISIONS, *PROVIDERS, *ACTIVATIONS, *map(str, BLOCK_SIZES)):
+    named = [value for name, said in options() if said.values and name != "task" for value in said.values("module")]
+    for value in (*named, *TARGETS, *map(str, BLOCK_SIZES)):
         assert value in text
 
 

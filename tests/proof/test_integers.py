@@ -22,7 +22,7 @@ from truecast.proof.held import load_graph
 from truecast.proof.integer_checks import probe_check, quantization_checks
 from truecast.proof.integers import float_products, integer_products
 from truecast.proof.modules import prove_module
-from truecast.requesting import Request
+from truecast.request import Request
 from truecast.runtime.integers import largest_code
 from truecast.trace.opening import ModuleSource
 
@@ -59,8 +59,8 @@ def exported(folder: Path, precision: str, far: bool = False, **changes: object)
     states[..., 3] *= 100 if far else 1
     np.savez(examples, states=states)
     calibration = examples if precision == "int8-static" or far else None
-    request = Request(precision=precision, calibration=calibration, **changes)  # type: ignore[arg-type]
-    return export_module(SOURCE, folder / "out", request, verify=False)
+    request = Request(precision=precision, calibration=calibration, **changes, verify=False)  # type: ignore[arg-type]
+    return export_module(SOURCE, folder / "out", request)
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
@@ -221,18 +221,18 @@ def test_a_calibration_file_without_usable_rows_is_refused(
     arrays: dict[str, np.ndarray], sentence: str, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "rows.npz", **arrays)
-    request = Request(precision="int8-static", calibration=tmp_path / "rows.npz")
+    request = Request(precision="int8-static", calibration=tmp_path / "rows.npz", verify=False)
     with pytest.raises(InputError, match=sentence) as caught:
-        export_module(SOURCE, tmp_path / "out", request, verify=False)
+        export_module(SOURCE, tmp_path / "out", request)
     assert str(caught.value).endswith(".") and not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".calibration*"))
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.npz").write_bytes(b"no archive")
-    request = Request(precision="int8-static", calibration=tmp_path / "rows.npz")
+    request = Request(precision="int8-static", calibration=tmp_path / "rows.npz", verify=False)
     with pytest.raises(InputError, match=r"no \.npz file"):
-        export_module(SOURCE, tmp_path / "out", request, verify=False)
+        export_module(SOURCE, tmp_path / "out", request)
 
 
 @pytest.mark.parametrize("method", ["entropy", "percentile"])

@@ -9,7 +9,8 @@ import pytest
 from tests.conformance.cases import CASES
 from tests.tiny import tiny_checkpoint
 from truecast.artifact import Status, read_manifest
-from truecast.exporting import Request, export
+from truecast.exporting import export
+from truecast.request import Request
 
 CASE = next(case for case in CASES if case.name == "qwen2")
 

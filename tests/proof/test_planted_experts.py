@@ -14,9 +14,10 @@ import pytest
 from tests.proof.conftest import Artifact
 from tests.proof.planting import change_data, change_graph, failed, reprove
 from truecast.artifact import Status
-from truecast.exporting import Request, export
+from truecast.exporting import export
 from truecast.proof import expert_kernels
 from truecast.proof.expert_kernels import expert_checks
+from truecast.request import Request
 
 DATA = Path(__file__).parents[1] / "data"
 VALUES = "weights are the checkpoint's"
@@ -165,8 +166,8 @@ def test_a_kernel_of_floats_is_exact(made: Artifact, tmp_path: Path) -> None:
 
 
 def own(tmp_path: Path, activations: str) -> Path:
-    request = Request(precision="as-is", activations=activations)
-    return export(DATA / "gpt-oss-mxfp4", tmp_path / "out", request, verify=False)
+    request = Request(precision="as-is", activations=activations, verify=False)
+    return export(DATA / "gpt-oss-mxfp4", tmp_path / "out", request)
 
 
 @pytest.mark.parametrize("activations", ["int8", "float"])

@@ -14,7 +14,8 @@ import pytest
 
 from tests.proof.planting import change_data, change_graph, failed, node_of, reprove
 from truecast.artifact import Status
-from truecast.exporting import Request, export
+from truecast.exporting import export
+from truecast.request import Request
 
 DATA = Path(__file__).parents[1] / "data"
 ORDERED, ZEROS, OFFSETS = "gptqmodel-act-order", "auto-round-awq", "hqq-axis1"
@@ -38,7 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
     def make(name: str, activations: str) -> Path:
         out = folder / f"{name}-{activations}"
         if not out.exists():
-            export(DATA / name, out, Request(precision="as-is", activations=activations), verify=False)
+            export(DATA / name, out, Request(precision="as-is", activations=activations, verify=False))
         return out
 
     return make

@@ -18,7 +18,7 @@ from tests.proof.planting import manifest_of
 from truecast.artifact import Status
 from truecast.errors import InputError, ProofError
 from truecast.exporting_modules import export_module
-from truecast.requesting import Request
+from truecast.request import Request
 from truecast.runtime.integers import largest_code
 from truecast.trace.opening import ModuleSource
 from truecast.weights.standard import ACTIVATIONS_KEY
@@ -119,11 +119,11 @@ def outputs(folder: Path, x: np.ndarray, entries: dict[str, str], optimized: boo
 def proven_or_saturating(module: nn.Module, folder: Path) -> Path:
     """The proven artifact; where the processor saturates, the rejected one, which its parity has failed."""
     if not SATURATES:
-        made = export_module(source_of(module), folder / "out", Request())
+        made = export_module(source_of(module), folder / "out", Request(precision="fp32"))
         assert manifest_of(made).certificate.status is Status.PROVEN
         return made
     with pytest.raises(ProofError, match="as shipped against the original"):
-        export_module(source_of(module), folder / "out", Request())
+        export_module(source_of(module), folder / "out", Request(precision="fp32"))
     return folder / "out.rejected"
 
 
@@ -151,7 +151,7 @@ def test_codes_of_a_narrower_range_are_clamped(tmp_path: Path) -> None:
     module.apply(quantization.disable_observer)
     with torch.no_grad():
         module.up.weight *= 3  # beyond what was observed
-    folder = export_module(source_of(module), tmp_path / "out", Request(), verify=False)
+    folder = export_module(source_of(module), tmp_path / "out", Request(precision="fp32", verify=False))
     x = torch.randn(3, 5, WIDTH)
     want = module(x).detach().numpy()
     got = outputs(folder, x.numpy(), manifest_of(folder).graph.session_entries, optimized=not SATURATES)
@@ -160,7 +160,7 @@ def test_codes_of_a_narrower_range_are_clamped(tmp_path: Path) -> None:
 
 def test_inputs_that_are_not_rounded_stay_so(tmp_path: Path) -> None:
     module = converted(rounds=False)
-    folder = export_module(source_of(module), tmp_path / "out", Request())
+    folder = export_module(source_of(module), tmp_path / "out", Request(precision="fp32"))
     manifest, x = manifest_of(folder), torch.randn(3, 5, WIDTH)
     assert manifest.certificate.status is Status.PROVEN
     assert manifest.graph.session_entries == {ACTIVATIONS_KEY: "0"}
@@ -171,7 +171,7 @@ def test_inputs_that_are_not_rounded_stay_so(tmp_path: Path) -> None:
 
 def test_a_module_that_still_observes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="called twice with the same inputs gives two results"):
-        export_module(source_of(trained()), tmp_path / "out", Request())
+        export_module(source_of(trained()), tmp_path / "out", Request(precision="fp32"))
     assert not (tmp_path / "out").exists()
 
 
@@ -179,6 +179,6 @@ def test_fake_quantization_that_is_switched_off_leaves_floats(tmp_path: Path) ->
     module = trained()
     module.apply(quantization.disable_observer)
     module.apply(quantization.disable_fake_quant)
-    folder = export_module(source_of(module), tmp_path / "out", Request())
+    folder = export_module(source_of(module), tmp_path / "out", Request(precision="fp32"))
     assert manifest_of(folder).certificate.status is Status.PROVEN
     assert "QuantizeLinear" not in {node.op_type for node in onnx.load(str(folder / "model.onnx")).graph.node}

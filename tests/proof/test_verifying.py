@@ -15,9 +15,10 @@ from tests.tiny import tiny_checkpoint, tiny_model
 from truecast.artifact import Status, sha256_of
 from truecast.checkpoint import open_checkpoint
 from truecast.errors import InputError
-from truecast.exporting import Request, export
+from truecast.exporting import export
 from truecast.proof import prove, verify
 from truecast.proof.files import source_check
+from truecast.request import Request
 
 CASE = "gemma3_text"
 
@@ -80,7 +81,7 @@ def test_an_adapter_is_added_again_and_may_neither_change_nor_go(tmp_path: Path)
     source = tiny_checkpoint(case, tmp_path / "model")
     shape = tiny_model(case).get_parameter(f"{query}.weight").shape
     adapter = write_adapter(tmp_path / "adapter", factors(query, *shape))
-    folder = export(source, tmp_path / "out", Request(adapter=adapter), verify=False)
+    folder = export(source, tmp_path / "out", Request(precision="fp32", adapter=adapter, verify=False))
     assert verify(folder).status is Status.PROVEN
     manifest = manifest_of(folder)
     settings = (adapter / "adapter_config.json").read_text()

@@ -20,7 +20,8 @@ from truecast.artifact import Manifest, Status, read_manifest
 from truecast.errors import InputError
 from truecast.exporting import export
 from truecast.proof import verify
-from truecast.requesting import Request
+from truecast.request import Request
+from truecast.request.checks import require_decoder
 from truecast.runtime.cache import cache_tensors
 from truecast.runtime.decoder import Decoder
 from truecast.runtime.providers import PAIRED_KEY
@@ -71,15 +72,15 @@ def stored(name: str) -> Callable[[Path], Path]:
 
 
 CASES: dict[str, tuple[Callable[[Path], Path], Request]] = {
-    "floats": (lambda folder: tiny_checkpoint(TIED, folder), Request("portable", "fp32")),
-    "int4": (lambda folder: tiny_checkpoint(TIED, folder), Request("portable", "int4")),
-    "gptq": (stored("auto-round-gptq-4bit"), Request("portable", "as-is", activations="float")),
-    "gptq 2 bits": (stored("auto-round-gptq-2bit-asym"), Request("portable", "as-is", opset=25)),
-    "act-order": (stored("gptqmodel-act-order"), Request("portable", "as-is")),
-    "mxfp4": (stored("auto-round-ct-mxfp4"), Request("portable", "as-is")),
-    "nf4": (stored("bitsandbytes-nf4"), Request("portable", "as-is")),
-    "float8": (stored("auto-round-fp8-blocks"), Request("portable", "as-is")),
-    "Q4_K": (gguf_file, Request("portable", "as-is")),
+    "floats": (lambda folder: tiny_checkpoint(TIED, folder), Request(target="portable", precision="fp32")),
+    "int4": (lambda folder: tiny_checkpoint(TIED, folder), Request(target="portable", precision="int4")),
+    "gptq": (stored("auto-round-gptq-4bit"), Request(target="portable", precision="as-is", activations="float")),
+    "gptq 2 bits": (stored("auto-round-gptq-2bit-asym"), Request(target="portable", precision="as-is", opset=25)),
+    "act-order": (stored("gptqmodel-act-order"), Request(target="portable", precision="as-is")),
+    "mxfp4": (stored("auto-round-ct-mxfp4"), Request(target="portable", precision="as-is")),
+    "nf4": (stored("bitsandbytes-nf4"), Request(target="portable", precision="as-is")),
+    "float8": (stored("auto-round-fp8-blocks"), Request(target="portable", precision="as-is")),
+    "Q4_K": (gguf_file, Request(target="portable", precision="as-is")),
 }
 
 
@@ -158,6 +159,6 @@ def test_a_changed_code_is_found(artifact: Path, manifest: Manifest, tmp_path: P
 
 def test_an_opset_that_the_target_does_not_take_is_refused() -> None:
     with pytest.raises(InputError, match="does not take opset 20; choose one of 21, 22, 23, 24, 25"):
-        Request("portable", "fp32", opset=20).check()
+        require_decoder(Request(target="portable", precision="fp32", opset=20))
     with pytest.raises(InputError, match="leave --opset out"):
-        Request("onnxruntime", "fp32", opset=21).check()
+        require_decoder(Request(target="onnxruntime", precision="fp32", opset=21))

@@ -12,7 +12,8 @@ import pytest
 
 from tests.conformance.cases import BY_NAME
 from tests.tiny import tiny_checkpoint
-from truecast.exporting import Request, export
+from truecast.exporting import export
+from truecast.request import Request
 
 Exported = Callable[..., Path]
 """`exported(case, target, precision, **settings)`: the artifact of a case; its checkpoint is the folder beside it."""
@@ -35,7 +36,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
             changed = replace(BY_NAME[case], settings={**BY_NAME[case].settings, **settings})
             source = tiny_checkpoint(changed, folder / "checkpoint")
             with within():
-                made[key] = export(source, folder / "out", Request(target, precision), verify=False)
+                made[key] = export(source, folder / "out", Request(target=target, precision=precision, verify=False))
         return made[key]
 
     return artifact

@@ -17,7 +17,8 @@ from tests.encoders import classifier
 from tests.traces import traced_once
 from truecast.artifact import Status
 from truecast.errors import InputError, ProofError
-from truecast.requesting import Request
+from truecast.request import Request
+from truecast.request.checks import require_decoder, require_module
 from truecast.runtime.encoder import Tokens
 from truecast.trace import cleaners
 from truecast.trace.cleaners import CLEANERS, Cleaner
@@ -165,8 +166,8 @@ def test_what_a_library_cannot_do_is_said_in_one_sentence(tmp_path: Path, monkey
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaners, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs onnxsim, which is not installed; run: pip install 'truecast\[onnxsim"):
-        Request(clean_up="onnxsim").check_module()
-    Request().check_module()
+        require_module(Request(precision="fp32", clean_up="onnxsim"))
+    require_module(Request(precision="fp32"))
 
 
 @pytest.mark.parametrize(
@@ -176,4 +177,4 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 def test_decoders_refuse_what_is_for_modules(name: str, value: object) -> None:
     option = name.replace("_", "-")
     with pytest.raises(InputError, match=f"^--{option} is for models without a cache; a decoder takes none"):
-        Request(**{name: value}).check()  # type: ignore[arg-type]
+        require_decoder(Request(precision="fp32", **{name: value}))  # type: ignore[arg-type]

@@ -12,8 +12,9 @@ from tests.trace.conftest import Exported
 
 EXPORT = """
 import sys
-from truecast.exporting import Request, export
-export(sys.argv[1], sys.argv[2], Request(), verify=False)
+from truecast.exporting import export
+from truecast.request import Request
+export(sys.argv[1], sys.argv[2], Request(precision="fp32", verify=False))
 """
 
 

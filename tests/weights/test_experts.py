@@ -16,7 +16,8 @@ from truecast.errors import InputError
 from truecast.proof.operators import dequantize
 from truecast.weights.experts import Stack, as_matrix, forms_of
 from truecast.weights.forms import Blocks, Floats
-from truecast.weights.precision import DYNAMIC, Precision
+from truecast.weights.names import DYNAMIC
+from truecast.weights.precision import Precision
 
 EXPERTS, OUT, WIDTH = 3, 6, 64
 FLOAT = Precision("fp32", ir.DataType.FLOAT)

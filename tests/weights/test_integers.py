@@ -18,8 +18,9 @@ from truecast.errors import InputError
 from truecast.runtime.integers import largest_code
 from truecast.weights.channels import quantize_channels
 from truecast.weights.integers import Range, Seen
+from truecast.weights.names import DYNAMIC, STATIC
 from truecast.weights.packing import Packer
-from truecast.weights.precision import DYNAMIC, STATIC, Precision
+from truecast.weights.precision import Precision
 
 OUT = 24
 TOP = largest_code()

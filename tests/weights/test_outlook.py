@@ -11,9 +11,10 @@ import pytest
 from tests.checkpoint.gguf.cases import BY_NAME as GGUF_CASES
 from truecast.artifact import read_manifest
 from truecast.checkpoint import Checkpoint, open_checkpoint
-from truecast.exporting import Request, export
+from truecast.exporting import export
 from truecast.inspection.costs import weight_bytes
 from truecast.inspection.storage import outlooks, parameters
+from truecast.request import Request
 from truecast.weights.packing import COLUMN_ORDER
 
 DATA = Path(__file__).parents[1] / "data"
@@ -37,7 +38,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_operators_and_bytes_are_as_foretold(source: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(source)
-    folder = export(source, tmp_path / "out", Request(precision="as-is"), verify=False)
+    folder = export(source, tmp_path / "out", Request(precision="as-is", verify=False))
     model = ir.load(folder / "model.onnx")
     assert operators(model) == foretold(checkpoint)
     held = sum(

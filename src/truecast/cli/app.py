@@ -8,7 +8,9 @@ import typer
 
 from truecast import __version__
 from truecast.cli import options as given
+from truecast.cli.requested import with_options
 from truecast.cli.verbs import Verb
+from truecast.request import Request
 
 app = typer.Typer(
     no_args_is_help=False,
@@ -46,34 +48,8 @@ def inspect(source: given.SourcePath, as_json: given.AsJson = False) -> int:
 
 
 @app.command(cls=Verb)
-def export(
-    source: given.SourcePath,
-    out: given.NewFolder,
-    task: given.Task = None,
-    module: given.Module = None,
-    dynamic: given.Dynamic = None,
-    target: given.Target = "onnxruntime",
-    precision: given.Precision = None,
-    provider: given.Provider = "cpu",
-    block_size: given.BlockSize = 32,
-    activations: given.Activations = "int8",
-    exporter: given.Exporter = "dynamo",
-    optimization: given.Optimization = "all",
-    save_optimized: given.SaveOptimized = False,
-    clean_up: given.CleanUp = "none",
-    opset: given.Opset = None,
-    method: given.Method = "rtn",
-    keep: given.Keep = None,
-    calibration: given.Calibration = None,
-    calibration_method: given.CalibrationMethod = "minmax",
-    kv_cache: given.KvCache = "float",
-    no_verify: given.NoVerify = False,
-    force: given.Force = False,
-    link_weights: given.LinkWeights = False,
-    trust_remote_code: given.TrustRemoteCode = False,
-    adapter: given.Adapter = None,
-    as_json: given.AsJson = False,
-) -> int:
+@with_options
+def export(source: given.SourcePath, out: given.NewFolder, request: Request, as_json: given.AsJson = False) -> int:
     """Casts a checkpoint and proves the result.
 
     The folder OUT appears when the proof has passed; otherwise the result is kept as OUT.rejected.
@@ -83,36 +59,9 @@ def export(
     from truecast.cli.meter import Meter
     from truecast.cli.progress import stages
 
-    chosen = choice.choose(source if module is None else None, precision, provider)
+    chosen = choice.choose(source if request.module is None else None, request.precision, request.provider)
     with Meter() as meter, stages(f"Casting {source} to {chosen}") as progress:
-        artifact = api.export(
-            source,
-            out,
-            task=task,
-            module=module,
-            dynamic=given.free_axes(dynamic),
-            target=target,
-            precision=chosen.precision,
-            provider=provider,
-            block_size=block_size,
-            activations=activations,
-            exporter=exporter,
-            optimization=optimization,
-            save_optimized=save_optimized,
-            clean_up=clean_up,
-            opset=opset,
-            method=method,
-            keep=keep or (),
-            calibration=calibration,
-            calibration_method=calibration_method,
-            kv_cache=kv_cache,
-            link_weights=link_weights,
-            verify=not no_verify,
-            force=force,
-            trust_remote_code=trust_remote_code,
-            adapter=adapter,
-            progress=progress,
-        )
+        artifact = api.export(source, out, request, precision=chosen.precision, progress=progress)
     return show.exported(artifact, chosen, meter, as_json)
 
 

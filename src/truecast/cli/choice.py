@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from truecast.request import RECOMMENDED
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -17,12 +19,12 @@ class Choice:
         return self.precision if self.reason is None else f"{self.precision}, because {self.reason}"
 
 
-def choose(source: Path | None, precision: str | None, provider: str) -> Choice:
+def choose(source: Path | None, precision: str, provider: str) -> Choice:
     """The precision asked for, else what inspection recommends for `provider`; raises InputError as opening does.
 
     Without a source, that of a module of the user's own is left as it is.
     """
-    if precision is not None:
+    if precision != RECOMMENDED:
         return Choice(precision, None)
     if source is None:
         return Choice("fp32", "what a module of your own loses by another is not known")

@@ -8,16 +8,13 @@ from typing import Any
 from typer.core import TyperCommand
 
 from truecast.cli.talk import HELP
+from truecast.request.options import HEADINGS, options
 
-OPTIONS = "Options"
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Models of your own": ("module", "dynamic"),
-    "Quantizing": ("block_size", "activations", "method", "keep", "calibration", "calibration_method", "kv_cache"),
-    "Models without a cache": ("exporter", "optimization", "save_optimized", "clean_up"),
-    "The folder and the proof": ("no_verify", "force", "link_weights", "trust_remote_code"),
-    "Sampling": ("temperature", "top_k", "top_p", "seed"),
-}
-"""Options by their names, under their heading; what is in none stands first, under Options."""
+OPTIONS, SAMPLING = "Options", "Sampling"
+GROUPS: Mapping[str, str] = {name: said.group for name, said in options() if said.group is not None} | dict.fromkeys(
+    ("temperature", "top_k", "top_p", "seed"), SAMPLING
+)
+"""The heading of an option by its name; what has none stands first, under Options."""
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "inspect": ("truecast inspect checkpoint", "truecast inspect model.gguf --json"),
     "export": (
@@ -38,7 +35,11 @@ class Verb(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, options without a group, and the groups that the verb has options of."""
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], OPTIONS: [], **{name: [] for name in GROUPS}}
+        sections: dict[str, list[tuple[str, str]]] = {
+            "Arguments": [],
+            OPTIONS: [],
+            **{name: [] for name in (*HEADINGS, SAMPLING)},
+        }
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
@@ -57,4 +58,4 @@ class Verb(TyperCommand):
 def _group(param: Any) -> str:
     if param.param_type_name == "argument":
         return "Arguments"
-    return next((name for name, options in GROUPS.items() if param.name in options), OPTIONS)
+    return GROUPS.get(param.name, OPTIONS)

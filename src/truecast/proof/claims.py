@@ -28,7 +28,7 @@ from truecast.proof.reference import Reference
 from truecast.proof.static import dims
 from truecast.proof.tally import counted
 from truecast.targets import find_target
-from truecast.weights.precision import INTEGERS
+from truecast.weights.names import INTEGERS
 from truecast.weights.rules import Rule
 
 AS_IS = "as-is"

@@ -20,7 +20,7 @@ from truecast.proof.held import HeldWeight
 from truecast.proof.integers import integer_products
 from truecast.proof.tally import check, counted
 from truecast.runtime.integers import Multiply, onnxruntime_multiply, probe
-from truecast.weights.precision import INTEGERS
+from truecast.weights.names import INTEGERS
 from truecast.weights.rules import Rule
 
 TIER = "static"

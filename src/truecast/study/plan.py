@@ -9,27 +9,22 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from truecast.errors import InputError
-from truecast.requesting import ACTIVATIONS, EXPORTERS, MODULE_PRECISIONS, OPTIMIZATIONS, PRECISIONS, RANGES
-from truecast.runtime.providers import PROVIDERS
-from truecast.targets import MODULE_TARGETS
-from truecast.trace.cleaners import CLEAN_UPS
+from truecast.request.options import TYPES, options, require_value
 
 Baseline = Literal["bf16", "compile", "torchao-int8"]
 BASELINES: tuple[Baseline, ...] = ("bf16", "compile", "torchao-int8")
-KNOWN: Mapping[str, tuple[str, ...]] = {
-    "exporter": tuple(EXPORTERS),
-    "target": MODULE_TARGETS,
-    "precision": (*PRECISIONS, *MODULE_PRECISIONS),
-    "activations": ACTIVATIONS,
-    "optimization": OPTIMIZATIONS,
-    "clean_up": CLEAN_UPS,
-    "provider": tuple(PROVIDERS),
-    "calibration_method": RANGES,
-}
-"""The values of variants that have names, so that a misspelt one is not found after hours."""
 UNITS: Mapping[str, int] = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -131,39 +126,48 @@ class Accept(_Table):
     cosine: Annotated[float, Field(ge=-1, le=1)] = 0.99
 
 
-class Variants(_Table):
+class Block(_Table):
     """One block of variants: every combination of the values listed; what is left out keeps the export's default.
 
-    `calibration`, `keep` and `verify` hold for the whole block. `file` measures ONNX files that exist already,
-    whoever made them, in place of exporting.
+    Its keys are the options of an export that a study can vary, and those that hold for the whole block. `file`
+    measures ONNX files that exist already, whoever made them, in place of exporting.
     """
 
     file: Choices | None = None
-    exporter: Choices | None = None
-    target: Choices | None = None
-    precision: Choices | None = None
-    method: Choices | None = None
-    activations: Choices | None = None
-    block_size: Numbers | None = None
-    opset: Numbers | None = None
-    optimization: Choices | None = None
-    clean_up: Choices | None = None
-    provider: Choices | None = None
-    calibration_method: Choices | None = None
-    calibration: Path | None = None
-    keep: Choices | None = None
-    verify: bool | None = None
 
     @model_validator(mode="after")
-    def _file_alone(self) -> Variants:
+    def _possible(self) -> Block:
         extra = [name for name, value in self if value is not None and name not in ("file", "provider")]
         if self.file is not None and extra:
             raise ValueError(f"an existing file cannot be given {', '.join(sorted(extra))}; take it out of this block")
-        for name, known in KNOWN.items():
-            for value in getattr(self, name) or ():
-                if value not in known:
-                    raise ValueError(f"there is no {name} {value!r}; {nearest(value, known)}")
+        for name, said in options():
+            for value in (self.given(name) or ()) if said.values is not None and said.study == "each" else ():
+                try:
+                    require_value(name, value, "module" if name in OF_MODULES else None)
+                except InputError as error:
+                    raise ValueError(str(error)) from error
         return self
+
+    def given(self, name: str) -> Any:
+        """What the plan says of an option; None where it says nothing."""
+        return getattr(self, name, None)
+
+
+OF_MODULES = ("target",)
+"""Options of which studies take the values for models without a cache, which are what they measure."""
+SWEPT: Mapping[Any, Any] = {str: Choices | None, int: Numbers | None, int | None: Numbers | None}
+"""Lists of the values of an option, by its type."""
+WHOLE: Mapping[Any, Any] = {bool: bool | None, Path | None: Path | None, tuple[str, ...]: Choices | None}
+"""One value for a whole block."""
+
+
+def _keys_of_variants() -> dict[str, Any]:
+    """The options that a block may give, each of which may be left out."""
+    each = {name: (SWEPT[TYPES[name]], None) for name, said in options() if said.study == "each"}
+    return {**each, **{name: (WHOLE[TYPES[name]], None) for name, said in options() if said.study == "whole"}}
+
+
+Variants: type[Block] = create_model("Variants", __base__=Block, **_keys_of_variants())
 
 
 class Plan(_Table):
@@ -182,7 +186,7 @@ class Plan(_Table):
         """Every file and folder that it reads."""
         module = Path((self.model.module or "").rpartition(":")[0])
         files = [Path(file) for block in self.variants for file in block.file or ()]
-        texts = [block.calibration for block in self.variants if block.calibration is not None]
+        texts = [text for block in self.variants if (text := block.given("calibration")) is not None]
         return (self.model.source, self.data.file, *([module] if module.suffix == ".py" else []), *files, *texts)
 
 
@@ -271,8 +275,8 @@ def _placed(plan: Plan, path: Path) -> Plan:
         changes: dict[str, Any] = {}
         if block.file is not None:
             changes["file"] = tuple(str(_existing(folder, Path(it), f"{path}: variants.file")) for it in block.file)
-        if block.calibration is not None:
-            changes["calibration"] = _existing(folder, block.calibration, f"{path}: variants.calibration")
+        if (text := block.given("calibration")) is not None:
+            changes["calibration"] = _existing(folder, text, f"{path}: variants.calibration")
         blocks.append(block.model_copy(update=changes))
     return plan.model_copy(
         update={

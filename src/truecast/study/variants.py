@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from truecast.errors import InputError
-from truecast.requesting import AS_IS
-from truecast.study.plan import Plan, Variants
+from truecast.request import AS_IS
+from truecast.request.options import CODES, options
+from truecast.study.plan import Block, Plan, Variants
 
 REFERENCE = "torch fp32"
 """The name of the first variant, with which all others are compared."""
@@ -25,7 +26,7 @@ BASELINE_NAMES: Mapping[str, str] = {
     "torchao-int8": "torchao int8",
 }
 GPU_PROVIDERS = ("cuda", "tensorrt")
-SINGLE = ("calibration", "keep", "verify")
+SINGLE = tuple(name for name, said in options() if said.study == "whole")
 """Settings of a block that have one value and name nothing."""
 PREFIXES: Mapping[str, str] = {
     "opset": "opset ",
@@ -62,8 +63,8 @@ def expand(plan: Plan) -> tuple[Variant, ...]:
     return (*_baselines(plan, variants), *variants)
 
 
-def _combinations(block: Variants) -> Iterable[dict[str, Any]]:
-    given = {name: getattr(block, name) for name in block.model_fields_set if getattr(block, name) is not None}
+def _combinations(block: Block) -> Iterable[dict[str, Any]]:
+    given = {name: block.given(name) for name in block.model_fields_set if block.given(name) is not None}
     lists = {name: value for name, value in given.items() if name not in SINGLE}
     order = [name for name in Variants.model_fields if name in lists]
     fixed = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name in SINGLE}
@@ -74,7 +75,7 @@ def _combinations(block: Variants) -> Iterable[dict[str, Any]]:
 def _heeded(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without those of codes in blocks where a precision of the block's list makes none."""
     precisions = [settings.get("precision", "int4"), *(rule.rpartition("=")[2] for rule in settings.get("keep", ()))]
-    made = {"int4", "int8"}.intersection(precisions)
+    made = set(CODES).intersection(precisions)
     idle = set() if made else {"block_size"} if AS_IS in precisions else {"block_size", "activations"}
     return {name: value for name, value in settings.items() if name not in idle}
 

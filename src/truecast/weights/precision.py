@@ -6,10 +6,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-DYNAMIC, STATIC = "int8-dynamic", "int8-static"
-INTEGERS = (DYNAMIC, STATIC)
-"""Names of precisions whose products are of integers."""
-
 
 @dataclass(frozen=True)
 class Precision:

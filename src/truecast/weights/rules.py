@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from truecast.errors import InputError
-from truecast.weights.precision import INTEGERS, Precision
+from truecast.weights.names import INTEGERS
+from truecast.weights.precision import Precision
 
 KEPT = ("as-is", "fp32", "int8", "int4", *INTEGERS)
 """Precisions that a rule may give."""
