@@ -89,7 +89,8 @@ class GraphInfo(_Record):
     integer inputs (values from 0 to below the bound). `lowered` counts operators that replaced a leaf of the model, by
     leaf; `traced` names leaves left in standard operators, with the reason. `islands` are the nodes of a graph of 16
     bits that compute in float32, with the reason. `providers` are those that have kernels for the graph; none named
-    means any.
+    means any. `ids_before_text` and `ids_behind_text` are what tokenizer.json puts around a text: this is meant where
+    other tokenizers of the same files add something else.
     """
 
     file: str = GRAPH_NAME
@@ -103,6 +104,8 @@ class GraphInfo(_Record):
     context_length: int | None = None
     vocab_size: int | None = None
     eos_token_ids: list[int] = Field(default_factory=list)
+    ids_before_text: list[int] = Field(default_factory=list)
+    ids_behind_text: list[int] = Field(default_factory=list)
     optimization: str = "all"
     axes: dict[str, str] = Field(default_factory=dict)
     limits: dict[str, int] = Field(default_factory=dict)

@@ -45,7 +45,7 @@ from truecast.request import AS_IS, Request
 from truecast.request.checks import require_decoder
 from truecast.request.meaning import packing, rules_of, settings
 from truecast.targets import Padding, Target, find_target
-from truecast.targets.side_files import context_length, eos_token_ids, write_side_files
+from truecast.targets.side_files import added_ids, context_length, eos_token_ids, write_side_files
 from truecast.trace.decoder import Trace, trace_decoder
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical
@@ -208,10 +208,11 @@ def _cast(
 
 
 def with_files(manifest: Manifest, folder: Path) -> Manifest:
-    """Notes the hash of every file but the data file, which those of the weights cover."""
+    """Notes what the tokenizer adds, and the hash of every file but the data file, which those of the weights cover."""
     others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DATA_NAME]
     hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in others}
-    return manifest.model_copy(update={"files": hashes})
+    graph = manifest.graph.model_copy(update=added_ids(folder))
+    return manifest.model_copy(update={"files": hashes, "graph": graph})
 
 
 def _trace(checkpoint: Checkpoint, target: Target, request: Request, report: Progress) -> Trace:

@@ -65,6 +65,7 @@ def test_a_sound_artifact_has_no_faults(spoilable: Artifact) -> None:
         (forget("tokenizer.json"), "tokenizer.json is missing"),
         (state(eos_token_ids=[65]), "eos_token_ids [65] instead of"),
         (state(eos_token_ids=[]), "eos_token_ids [] instead of"),
+        (state(ids_before_text=[1]), "ids_before_text [1] instead of []"),
         (state(context_length=10**6), "context_length 1000000 instead of"),
         (
             lambda folder: (folder / "chat_template.jinja").write_text("x"),

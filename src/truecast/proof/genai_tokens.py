@@ -56,7 +56,7 @@ def _compared(folder: Path) -> tuple[list[Check], list[str]]:
     ours.no_padding()
     theirs = _genai_tokenizer(folder)
     special = [f"{token.content}hi" for token in ours.get_added_tokens_decoder().values() if token.special][:8]
-    odd = {text: _difference(ours, theirs, text) for text in (*PAGE, *EDGES, *special)}
+    odd = {text: difference(ours, theirs, text) for text in (*PAGE, *EDGES, *special)}
     faults = [f"{text!r}: {odd[text]}" for text in PAGE if odd[text]]
     edges = [text for text in (*EDGES, *special) if odd[text]]
     check = counted(TIER, NAME, faults, "lines", f"{len(PAGE)} lines")
@@ -68,7 +68,7 @@ def _compared(folder: Path) -> tuple[list[Check], list[str]]:
     ]
 
 
-def _difference(ours: Tokenizer, theirs: Any, text: str) -> str:
+def difference(ours: Tokenizer, theirs: Any, text: str) -> str:
     """Where the ids of a text part; empty where they are the same."""
     want, got = ours.encode(text).ids, [int(token) for token in theirs.encode(text)]
     if want == got:

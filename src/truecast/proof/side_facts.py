@@ -18,8 +18,9 @@ from truecast.errors import InputError
 from truecast.proof.files import added_files, data_files
 from truecast.proof.genai_tokens import genai_token_checks
 from truecast.proof.tally import broken, counted
+from truecast.proof.transformers_tokens import transformers_notes
 from truecast.targets import find_target
-from truecast.targets.side_files import context_length, eos_token_ids, write_side_files
+from truecast.targets.side_files import added_ids, context_length, eos_token_ids, write_side_files
 
 TIER, NAME = "files", "side files as the source gives them"
 GENAI = "genai"
@@ -31,14 +32,19 @@ def side_checks(folder: Path, checkpoint: Checkpoint, manifest: Manifest) -> tup
         target = find_target(manifest.target)
         with TemporaryDirectory() as scratch:
             rows = manifest.graph.vocab_size
-            stated = {"eos_token_ids": eos_token_ids(checkpoint, rows), "context_length": context_length(checkpoint)}
+            stated: dict[str, Any] = {
+                "eos_token_ids": eos_token_ids(checkpoint, rows),
+                "context_length": context_length(checkpoint),
+            }
             if manifest.graph.cache is None:
                 del stated["eos_token_ids"]
             write_side_files(checkpoint, target, manifest.graph.model_copy(update=stated), Path(scratch))
+            stated |= {"ids_before_text": [], "ids_behind_text": []} | added_ids(Path(scratch))
             faults = [*_file_faults(folder, Path(scratch), manifest), *_stated_faults(manifest, stated)]
     except (InputError, OSError) as error:
         return [broken(TIER, NAME, str(error))], []
     tokens, notes = genai_token_checks(folder) if target.name == GENAI else ([], [])
+    notes += transformers_notes(folder)
     return [counted(TIER, NAME, faults, "facts", f"{len(checkpoint.side_files)} files of the source"), *tokens], notes
 
 

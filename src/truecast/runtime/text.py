@@ -21,6 +21,8 @@ from truecast.runtime.chat import ChatTemplate
 TOKENIZER_FILE, CONFIG_FILE, MAP_FILE = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What decoding gives for bytes that do not yet make up a character."""
+LETTER = "a"
+"""A text of one letter, to see what is put around it."""
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -81,6 +83,13 @@ class TextCodec:
             ) from error
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def added_ids(self) -> tuple[list[int], list[int]]:
+        """The ids that the tokenizer puts before and behind a text."""
+        plain, whole = (self.encode(LETTER, add_special_tokens=added) for added in (False, True))
+        starts = range(len(whole) - len(plain) + 1) if plain else ()
+        start = next((i for i in starts if whole[i : i + len(plain)] == plain), len(whole))
+        return whole[:start], whole[start + len(plain) :]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; special tokens are left out unless told not to."""
