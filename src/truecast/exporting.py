@@ -44,8 +44,9 @@ from truecast.publishing import published, require_apart, require_free, require_
 from truecast.request import AS_IS, Request
 from truecast.request.checks import require_decoder
 from truecast.request.meaning import packing, rules_of, settings
+from truecast.runtime.text import added_ids
 from truecast.targets import Padding, Target, find_target
-from truecast.targets.side_files import added_ids, context_length, eos_token_ids, write_side_files
+from truecast.targets.side_files import context_length, eos_token_ids, write_side_files
 from truecast.trace.decoder import Trace, trace_decoder
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from tests.adapters import factors, random_array, write_adapter
+from tests.checkpoint.gguf.files import close
 from truecast.checkpoint import open_checkpoint
 from truecast.checkpoint.adapters import open_adapter
 from truecast.checkpoint.model import Array, StoredTensor
@@ -211,6 +213,16 @@ def test_two_adapters_are_refused(folder: Path, tmp_path: Path) -> None:
 def test_an_adapter_that_is_no_folder_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="is no folder"):
         open_checkpoint(folder, folder / "model.safetensors")
+
+
+def test_an_adapter_of_llama_cpp_is_refused_as_adapter_and_as_model(folder: Path, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "lora.gguf", "llama")
+    writer.add_type("adapter")
+    close(writer)
+    with pytest.raises(InputError, match=r"lora\.gguf is an adapter of llama\.cpp, which is not read; give the folder"):
+        open_checkpoint(folder, tmp_path / "lora.gguf")
+    with pytest.raises(InputError, match=r"lora\.gguf is an adapter of llama\.cpp and no model; give the model, and"):
+        open_checkpoint(tmp_path / "lora.gguf")
 
 
 def test_an_adapter_alone_names_its_base(tmp_path: Path) -> None:

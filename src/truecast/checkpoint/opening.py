@@ -53,6 +53,11 @@ def adapter_of(path: Path, asked: Path | str | None) -> Path | None:
         raise InputError(
             f"{path} has an adapter of its own; move its {ADAPTER_CONFIG} elsewhere to use --adapter {asked}."
         )
+    if place.is_file() and place.suffix == ".gguf":
+        raise InputError(
+            f"--adapter {asked} is an adapter of llama.cpp, which is not read; give the folder that peft's "
+            "save_pretrained() wrote."
+        )
     if not place.is_dir():
         raise InputError(f"--adapter {asked} is no folder; give the one that peft's save_pretrained() wrote.")
     return beside or place

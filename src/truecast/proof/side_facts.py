@@ -19,8 +19,9 @@ from truecast.proof.files import added_files, data_files
 from truecast.proof.genai_tokens import genai_token_checks
 from truecast.proof.tally import broken, counted
 from truecast.proof.transformers_tokens import transformers_notes
+from truecast.runtime.text import added_ids
 from truecast.targets import find_target
-from truecast.targets.side_files import added_ids, context_length, eos_token_ids, write_side_files
+from truecast.targets.side_files import context_length, eos_token_ids, write_side_files
 
 TIER, NAME = "files", "side files as the source gives them"
 GENAI = "genai"

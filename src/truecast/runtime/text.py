@@ -140,6 +140,15 @@ class TextStream:
         return self._codec.decode(self._ids[self._start :])[len(before) :]
 
 
+def added_ids(folder: Path) -> dict[str, list[int]]:
+    """What the manifest says of the ids that tokenizer.json puts around a text; nothing where none can be opened."""
+    try:
+        before, behind = TextCodec.open(folder).added_ids()
+    except InputError:  # a model may be of use without its tokenizer
+        return {}
+    return {"ids_before_text": before, "ids_behind_text": behind}
+
+
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The texts of the special tokens that a tokenizer_config.json or special_tokens_map.json names, by role."""
     found = {name: config.get(name) for name in SPECIAL_NAMES}

@@ -13,7 +13,6 @@ from truecast.checkpoint.folder import CONFIG_NAME, GENERATION_FILE, read_side_f
 from truecast.checkpoint.model import Checkpoint
 from truecast.checkpoint.schemes import CONFIG_KEYS
 from truecast.errors import InputError
-from truecast.runtime.text import TextCodec
 from truecast.targets.model import Target
 
 
@@ -51,15 +50,6 @@ def eos_token_ids(checkpoint: Checkpoint, rows: int | None = None) -> list[int]:
             )
         ids += listed
     return sorted({index for index in ids if index >= 0 and (rows is None or index < rows)})
-
-
-def added_ids(folder: Path) -> dict[str, list[int]]:
-    """What the manifest says of the ids that tokenizer.json puts around a text; nothing where none can be opened."""
-    try:
-        before, behind = TextCodec.open(folder).added_ids()
-    except InputError:  # a model may be of use without its tokenizer
-        return {}
-    return {"ids_before_text": before, "ids_behind_text": behind}
 
 
 def tokens_without_rows(checkpoint: Checkpoint, rows: int | None) -> tuple[str, ...]:

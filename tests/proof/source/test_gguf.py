@@ -14,6 +14,7 @@ import torch
 from gguf.quants import dequantize
 
 import truecast
+from tests.adapters import factors, write_adapter
 from tests.checkpoint.gguf.cases import ARCHITECTURES, BY_NAME
 from tests.checkpoint.gguf.files import Converted
 from tests.proof.planting import manifest_of
@@ -152,6 +153,16 @@ def test_a_misread_file_is_not_published(source: Path, tmp_path: Path, monkeypat
     with pytest.raises(ProofError, match=VALUES):
         truecast.export(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_added_to_what_the_file_holds(source: Path, tmp_path: Path) -> None:
+    module = "model.layers.0.self_attn.q_proj"
+    adapter = write_adapter(tmp_path / "adapter", factors(module, 64, 64))
+    reference = Reference.build(open_checkpoint(source, adapter))
+    base = Reference.build(open_checkpoint(source)).model.get_parameter(f"{module}.weight")
+    changed, read = reference.model.get_parameter(f"{module}.weight"), reference.sources[f"{module}.weight"].read()
+    assert float((changed - base).abs().max()) > 1
+    np.testing.assert_allclose(read, changed.numpy(), atol=2.0**-18 * float(changed.abs().max()))
 
 
 def test_the_parts_of_a_file_are_read_together(tmp_path: Path) -> None:

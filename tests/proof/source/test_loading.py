@@ -181,3 +181,22 @@ def test_low_rank_adapters_are_added_as_the_reader_adds_them(settings: dict[str,
     reference = Reference.build(open_checkpoint(source, adapter))
     loaded, read = reference.model.get_parameter(f"{QUERY}.weight").numpy(), reference.sources[f"{QUERY}.weight"].read()
     np.testing.assert_allclose(read, loaded, atol=2.0**-18 * np.abs(loaded).max())
+
+
+@pytest.mark.parametrize("name", ["auto-round-gptq-4bit", "auto-round-awq"])
+def test_an_adapter_is_added_to_the_decoded_weights_of_a_quantized_base(name: str, tmp_path: Path) -> None:
+    base = Reference.build(open_checkpoint(DATA / name)).model.get_parameter(f"{QUERY}.weight").numpy()
+    reference = Reference.build(
+        open_checkpoint(DATA / name, write_adapter(tmp_path / "adapter", factors(QUERY, *base.shape)))
+    )
+    loaded, read = reference.model.get_parameter(f"{QUERY}.weight").numpy(), reference.sources[f"{QUERY}.weight"].read()
+    assert np.abs(loaded - base).max() > 1
+    np.testing.assert_allclose(read, loaded, atol=2.0**-18 * np.abs(loaded).max())
+
+
+def test_an_encoder_is_proven_with_its_adapter(tmp_path: Path) -> None:
+    source = classifier(tmp_path / "source")
+    adapter = write_adapter(tmp_path / "adapter", factors("bert.encoder.layer.0.attention.self.query", 64, 64))
+    artifact = truecast.export(source, tmp_path / "out", precision="fp32", adapter=adapter)
+    assert artifact.manifest.certificate.status.value == "proven"
+    assert f"The adapter in {adapter} is added to 1 parameters." in artifact.manifest.notices

@@ -96,6 +96,11 @@ def _stray_notices(facts: Facts) -> tuple[str, ...]:
 def _facts(container: Container) -> Facts:
     path, metadata = container.path, container.metadata
     architecture = metadata.get("general.architecture")
+    if metadata.get("general.type") == "adapter":
+        raise InputError(
+            f"{path} is an adapter of llama.cpp and no model; give the model, and the adapter as peft's "
+            "save_pretrained() wrote it with --adapter."
+        )
     if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise InputError(
             f"{path} holds a model of the architecture {architecture!r}, which is not known; known are "

@@ -102,7 +102,7 @@ def _loaded(
             config = load_config(checkpoint, trust_remote_code) if folder is None else _config(folder, trusted)
             change(config)
             if checkpoint.format == "gguf" and weights:
-                return _of_file(checkpoint.path, _bare(kind, config, trust_remote_code), config, options)
+                return _of_file(checkpoint, _bare(kind, config, trust_remote_code), config, options)
             state = _empty(checkpoint) if folder is None else decoded(folder)
             names = _unwrapped(state)
             quantized = folder is not None and stated_of(folder) is not None
@@ -147,14 +147,18 @@ def _bare(kind: Any, config: PreTrainedConfig, trust_remote_code: bool) -> PreTr
         return model
 
 
-def _of_file(path: Path, bare: PreTrainedModel, config: PreTrainedConfig, options: Mapping[str, Any]) -> Loaded:
-    """The model of a GGUF file, of the class that `bare` is."""
-    file = GgufFile.open(path)
+def _of_file(
+    checkpoint: Checkpoint, bare: PreTrainedModel, config: PreTrainedConfig, options: Mapping[str, Any]
+) -> Loaded:
+    """The model of a GGUF file and its adapter, of the class that `bare` is."""
+    file = GgufFile.open(checkpoint.path)
     state = parameters_of(file, {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()})
+    if checkpoint.adapter is not None:
+        state = with_adapter(state, checkpoint.adapter.path)
     kind: Any = type(bare)
     model, info = kind.from_pretrained(None, config=config, state_dict=state, **options)
     loader = f"transformers {transformers.__version__} from the gguf package {version('gguf')}"
-    return replace(_finished(model, info, loader, {}), file=file)
+    return replace(_finished(model, info, loader, {}), file=file, is_adapted=checkpoint.adapter is not None)
 
 
 def _empty(checkpoint: Checkpoint) -> dict[str, Decoded]:
