@@ -115,3 +115,33 @@ def test_lengths_of_zero_are_no_alarm(tmp_path: Path) -> None:
     numbers = [constant("axis", [1], np.int64), constant("zero", 0.0)]
     path = save(model(nodes, inputs, [tensor("y", ["batch", 1])], numbers), tmp_path)
     assert diagnose(path, run=True, seconds=None).codes == ()
+
+
+def test_numbers_that_may_point_at_rows_stay_within_them() -> None:
+    """The edges of a graph of one atom join it to itself."""
+    edges = Fake("edge_index", [2, "edges"])
+    assert make_feeds([edges], Sizes(batch=1), {})["edge_index"].max() == 0
+    assert make_feeds([edges], Sizes(), {})["edge_index"].max() == 1
+
+
+def test_a_logarithm_of_what_is_fed_is_no_alarm_and_one_of_zero_is(tmp_path: Path) -> None:
+    logarithm = [node("Log", ["x"], ["l"]), layer("l")]
+    made = model(logarithm, [rows()], [rows("y")], [weight("w", WIDTH, WIDTH)])
+    assert "TC709" not in diagnose(save(made, tmp_path), run=True, seconds=None).codes
+    zero = [node("Mul", ["x", "zero"], ["z"]), node("Log", ["z"], ["l"]), layer("l")]
+    made = model(zero, [rows()], [rows("y")], [weight("w", WIDTH, WIDTH), constant("zero", 0.0)])
+    (found,) = [f for f in diagnose(save(made, tmp_path), run=True, seconds=None).findings if f.code == "TC709"]
+    assert "division by zero" in found.fix
+
+
+@pytest.mark.parametrize(("width", "codes"), [(6, set()), ("length", {"TC603"})])
+def test_a_mask_with_a_literal_axis_is_none_of_padding(width: int | str, codes: set[str], tmp_path: Path) -> None:
+    """Which of six atoms a residue has; the first atom away gives NaN here, as the first token would in a text."""
+    nodes = [
+        node("Cast", ["target_mask"], ["m"], to=TensorProto.FLOAT),
+        node("Gather", ["m", "first"], ["k"], axis=1),
+        node("Log", ["k"], ["y"]),
+    ]
+    made = model(nodes, [tensor("target_mask", ["batch", width], TensorProto.BOOL)], [tensor("y", None)])
+    made.graph.initializer.append(constant("first", 0, np.int64))
+    assert set(diagnose(save(made, tmp_path), run=True, seconds=None).codes) & {"TC603"} == codes

@@ -46,12 +46,16 @@ class Input(Protocol):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the axes that are free: rows, new tokens or frames, pixels (height and width), samples of sound."""
+    """Sizes of the axes that are free: rows, new tokens or frames, pixels (height and width), samples of sound.
+
+    `positive` makes every float positive, for models that take a root or a logarithm of what they are fed.
+    """
 
     batch: int = BATCH
     length: int = LENGTH
     pixels: tuple[int, int] = (64, 64)
     samples: int = 512
+    positive: bool = False
 
 
 FIRST_TRIES = tuple(
@@ -120,7 +124,7 @@ def make_feeds(
     made = {}
     for value in inputs:
         array = _special(value, shapes[value.name], sizes, longest)
-        made[value.name] = _ordinary(value, shapes[value.name], bounds, random) if array is None else array
+        made[value.name] = _ordinary(value, shapes[value.name], sizes, bounds, random) if array is None else array
         if padded and "mask" in value.name and array is not None and array.ndim == 2:
             made[value.name][0, : array.shape[1] // 2] = 0
     return made
@@ -189,9 +193,12 @@ def _special(value: Input, shape: tuple[int, ...], sizes: Sizes, longest: int) -
 
 
 def _ordinary(
-    value: Input, shape: tuple[int, ...], bounds: Mapping[str, int], random: np.random.Generator
+    value: Input, shape: tuple[int, ...], sizes: Sizes, bounds: Mapping[str, int], random: np.random.Generator
 ) -> np.ndarray:
+    """Normal floats; whole numbers below the rows of their table, or 0 and 1, which may point at rows of an input."""
     dtype = DTYPES[value.type]
     if "float" in value.type or dtype is np.float64:
-        return np.asarray(random.standard_normal(shape), dtype)
-    return random.integers(0, max(bounds.get(value.name, 2), 1), shape).astype(dtype)
+        made = random.standard_normal(shape)
+        return np.asarray(np.abs(made) if sizes.positive else made, dtype)
+    rows = min(2, sizes.batch, sizes.length)
+    return random.integers(0, max(bounds.get(value.name, rows), 1), shape).astype(dtype)

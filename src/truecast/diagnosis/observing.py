@@ -132,7 +132,7 @@ def _run(session: ort.InferenceSession, known: Observed, subject: Subject, tell:
 def _first_that_works(
     session: ort.InferenceSession, known: Observed, subject: Subject, tell: Tell
 ) -> tuple[Observed, Outputs | None]:
-    """Tries sizes in turn; where none works, what they failed with."""
+    """Tries sizes in turn, with positive floats where others give NaN; where none works, what they failed with."""
     met: set[str] = set()
     for sizes in FIRST_TRIES:
         planned = plan_trial(session.get_inputs(), sizes)
@@ -141,6 +141,10 @@ def _first_that_works(
         met.add(str(planned.inputs))
         tell(f"a run at {planned}", known)
         trial, outputs = run_trial(session, planned, subject.bounds)
+        if trial.not_finite:
+            positive = plan_trial(session.get_inputs(), replace(sizes, positive=True))
+            second, others = run_trial(session, positive, subject.bounds)
+            trial, outputs = (second, others) if others is not None and not second.not_finite else (trial, outputs)
         if outputs is not None:
             return replace(known, trials=(trial,)), outputs
         known = replace(known, failed=(*known.failed, trial))
@@ -155,7 +159,7 @@ def _around(inputs: Sequence[ort.NodeArg], base: Trial) -> Iterator[Trial]:
         if str(planned.inputs) not in met and why_not(inputs, sizes) is None:
             met.add(str(planned.inputs))
             yield planned
-    if any("mask" in value.name and len(value.shape) == 2 for value in inputs):
+    if any("mask" in v.name and len(v.shape) == 2 and not isinstance(v.shape[1], int) for v in inputs):
         yield replace(plan_trial(inputs, base.sizes), padded=True)
 
 
