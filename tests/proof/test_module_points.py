@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,27 @@ def test_an_axis_without_an_end_goes_beyond_a_long_text() -> None:
 def test_rows_go_beyond_eight() -> None:
     rows = {shape[0] for shape in shapes(reader(Axis("sequence_length", 1, 80)))}
     assert {1, 2, 3, 9, 64} <= rows
+
+
+def test_rows_are_few_whatever_their_axis_is_called() -> None:
+    author = reader(Axis("sequence_length", 1, 80))
+    rows = Axis("b")
+    specs = tuple(replace(spec, axes={**spec.axes, 0: rows}) for spec in author.inputs)
+    assert max(shape[0] for shape in shapes(replace(author, inputs=specs))) == 64
+
+
+class Branching(nn.Module):
+    """torch.cond, which compiles both branches at its first call."""
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x * 2, (x,))
+
+
+def test_looking_at_sizes_leaves_the_module_as_it_was() -> None:
+    x = torch.ones(2, 5)
+    author = AuthorModule(Branching(), (InputSpec("x", x, {0: BATCH, 1: Axis("length")}),))
+    largest_tensor(author, {"batch_size": 2, "length": 5000})
+    assert torch.equal(author.module(x), x + 1)
 
 
 def test_a_size_that_takes_too_much_memory_is_made_smaller_and_said() -> None:

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec
+from truecast.trace.author import AuthorModule, Axis, InputSpec
 
 SEED = 20_241_121
 USUAL = 5
@@ -85,7 +85,7 @@ def _wanted(author: AuthorModule, notes: dict[str, str]) -> Iterator[tuple[str, 
         for size in _sizes(axis, examples[name]):
             room = HEAVIEST if size <= MANY else CONVENIENT
             yield "", _fitting(author, usual | {name: size}, name, room, {})
-        if (greatest := _greatest(axis)) is not None:
+        if (greatest := _greatest(author, axis)) is not None:
             yield "", _fitting(author, least | {name: greatest}, name, HEAVIEST, notes)
     for size in (1, 2):
         yield "", {name: _clip(axis, size) for name, axis in axes.items()}
@@ -158,7 +158,7 @@ def largest_tensor(author: AuthorModule, sizes: Mapping[str, int]) -> int:
             with largest:
                 author(tensors)
     except Exception:  # the author's code may look at values, which there are none of
-        return largest.bytes
+        torch.compiler.reset()  # what torch.cond compiled of fake tensors fails for true ones, too
     return largest.bytes
 
 
@@ -178,11 +178,12 @@ def _sizes(axis: Axis, example: int) -> list[int]:
     return sorted({_clip(axis, size) for size in wanted})
 
 
-def _greatest(axis: Axis) -> int | None:
-    """The greatest size of an axis; one without an end, such as rows or samples, has none beyond a long text's."""
+def _greatest(author: AuthorModule, axis: Axis) -> int | None:
+    """The greatest size of an axis; without an end, that of a long text, and none for rows and samples of a signal."""
     if axis.high is not None:
         return axis.high
-    return None if axis.name == BATCH or axis.low > LARGE else FAR
+    places = {i for spec in author.inputs for i, one in spec.axes.items() if one.name == axis.name}
+    return None if places == {0} or axis.low > LARGE else FAR
 
 
 MaskOf = Callable[[int, int], Tensor]
