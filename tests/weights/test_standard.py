@@ -175,3 +175,16 @@ def test_the_codes_lie_in_the_file_as_the_checkpoint_has_them() -> None:
     stored = np.asarray(drawn.affine.codes(0, 64))
     np.testing.assert_array_equal(np.asarray(packer.bindings[0].produce(0, 64)[0]).reshape(64, -1), stored)
     assert kinds(packer)["DequantizeLinear"] == 1
+
+
+@pytest.mark.parametrize("zero", ["middle", "groups"])
+def test_picked_rows_are_decoded_without_dequantize_linear_and_shifts_that_round(zero: str) -> None:
+    """OpenVINO refuses the first behind a Gather, and rounds where the second cuts something off."""
+    packer = lookup_of(make_affine(7, 4, 32, (40, 64), zero=zero))
+    kinds = {node.op_type for node in packer.model.graph}
+    assert "DequantizeLinear" not in kinds and "BitShift" in kinds
+    for node in packer.model.graph:
+        if node.op_type == "BitShift":
+            masked = node.inputs[0].producer()
+            mask, place = (ir.convenience.get_const_tensor(value).numpy() for value in (masked.inputs[1], node.inputs[1]))
+            assert masked.op_type == "BitwiseAnd" and mask % (1 << int(place)) == 0

@@ -1,7 +1,5 @@
-"""Weights that a graph decodes with ONNX's own DequantizeLinear, for a product or for the rows of a lookup.
-
-A product decodes codes, scales and zero points whose axes were swapped, a lookup decodes the rows that it picked; both
-are read here as what they make of every row.
+"""Weights that a graph decodes with ONNX's own DequantizeLinear for a product: codes, scales and zero points, whose axes
+were swapped in front of it.
 """
 
 from __future__ import annotations
@@ -12,17 +10,15 @@ import onnx_ir as ir
 from truecast.proof.constants import NotByRowsError, RowsOf, base_of, rows_of, untransposed
 from truecast.proof.operators import BYTE_BITS, Array
 
-PRODUCT_AXIS, LOOKUP_AXIS = 0, 1
+PRODUCT_AXIS = 0
 """Axis of the blocks: the width, which comes first in the right factor of a product."""
 
 
 def decoder_inputs(node: ir.Node) -> list[ir.Value | None]:
     """Codes, scales and zero points of DequantizeLinear as [rows, …]; the last may be None."""
-    axis = node.attributes["axis"].as_int()
-    if axis not in (PRODUCT_AXIS, LOOKUP_AXIS) or node.attributes.get("block_size") is None:
+    if node.attributes["axis"].as_int() != PRODUCT_AXIS or node.attributes.get("block_size") is None:
         raise NotByRowsError(node.op_type)
-    values = [untransposed(value) if axis == PRODUCT_AXIS else value for value in node.inputs]
-    return [*values, None][:3]
+    return [*map(untransposed, node.inputs), None][:3]
 
 
 def codes_of(node: ir.Node) -> tuple[RowsOf, int]:
@@ -31,7 +27,7 @@ def codes_of(node: ir.Node) -> tuple[RowsOf, int]:
     base = base_of(codes)
     if codes is None or base is None or base.const_value is None:
         raise NotByRowsError(node.op_type)
-    read, tensor = _rows(node, codes), base.const_value
+    read, tensor = rows_of(codes), base.const_value
     return read, tensor.nbytes * BYTE_BITS // (int(tensor.shape.numpy()[0]) * read(0, 1).shape[1])
 
 
@@ -40,12 +36,12 @@ def scale_dtype(node: ir.Node) -> np.dtype[np.generic]:
     scales = decoder_inputs(node)[1]
     if scales is None:
         raise NotByRowsError(node.op_type)
-    return _rows(node, scales)(0, 1).dtype
+    return rows_of(scales)(0, 1).dtype
 
 
 def has_zero_points(node: ir.Node) -> bool:
     """Whether blocks have zero points of their own."""
-    return _zero_points(node, decoder_inputs(node)[2])[0] is None
+    return _zero_points(decoder_inputs(node)[2])[0] is None
 
 
 def decoded(node: ir.Node, codes: RowsOf) -> RowsOf:
@@ -53,8 +49,8 @@ def decoded(node: ir.Node, codes: RowsOf) -> RowsOf:
     _, scales, points = decoder_inputs(node)
     if scales is None:
         raise NotByRowsError(node.op_type)
-    block, scale_rows = node.attributes["block_size"].as_int(), _rows(node, scales)
-    _, zeros = _zero_points(node, points)
+    block, scale_rows = node.attributes["block_size"].as_int(), rows_of(scales)
+    _, zeros = _zero_points(points)
 
     def read(start: int, stop: int) -> Array:
         values, scale = codes(start, stop).astype(np.float32), scale_rows(start, stop).astype(np.float32)
@@ -67,19 +63,15 @@ def decoded(node: ir.Node, codes: RowsOf) -> RowsOf:
     return read
 
 
-def _rows(node: ir.Node, value: ir.Value) -> RowsOf:
-    return rows_of(value, picked=node.attributes["axis"].as_int() == LOOKUP_AXIS)
-
-
-def _zero_points(node: ir.Node, value: ir.Value | None) -> tuple[Array | None, RowsOf]:
+def _zero_points(value: ir.Value | None) -> tuple[Array | None, RowsOf]:
     """The one number [1, 1] that all zero points are, if there is one, and zero points [rows, blocks] or [rows, 1]."""
     producer = None if value is None else value.producer()
     if producer is not None and producer.op_type == "Cast":
-        return _zero_points(node, producer.inputs[0])
+        return _zero_points(producer.inputs[0])
     one = np.zeros((1, 1), np.uint8) if value is None else _one_number(producer)
     if one is None:
         assert value is not None
-        return None, _rows(node, value)
+        return None, rows_of(value)
     number = one
     return number, lambda start, stop: np.repeat(number, stop - start, 0)
 

@@ -15,9 +15,8 @@ import onnx_ir as ir
 from truecast.proof.constants import NotByRowsError, RowsOf, base_of, rows_of, stored_array, untransposed
 from truecast.proof.experts import OPERATORS, experts_tables, feeds_experts, product_table
 from truecast.proof.integers import IntegerProduct, factors_of, integer_product, integer_rows
-from truecast.proof.operators import BNB_TABLES, Array, bnb4_values, dequantize
+from truecast.proof.operators import BNB_TABLES, BYTE_BITS, Array, bnb4_values, dequantize
 from truecast.proof.pairs import (
-    PRODUCT_AXIS,
     codes_of,
     decoded,
     decoder_inputs,
@@ -25,6 +24,7 @@ from truecast.proof.pairs import (
     has_zero_points,
     scale_dtype,
 )
+from truecast.proof.picked import has_points, picked_codes, picked_ends, read_picked
 from truecast.proof.table import Quantization, Table, plain_table
 from truecast.runtime.integers import FULL, REDUCED
 
@@ -56,6 +56,8 @@ def _tables_of(node: ir.Node, islands: bool) -> Iterator[tuple[str, Table]]:
         yield _name(product.codes), _integers(product)
     elif node.op_type == "DequantizeLinear" and not feeds_experts(node):
         yield _name(decoder_inputs(node)[0]), _pair(node)
+    elif (found := picked_codes(node)) is not None:
+        yield _name(found), _picked(node, found)
     elif node.op_type in OPERATORS:
         for weight, table in experts_tables(node):
             yield _name(weight), table
@@ -152,15 +154,14 @@ def _product(node: ir.Node) -> Table:
 
 
 def _pair(node: ir.Node) -> Table:
-    """A weight that DequantizeLinear decodes for its only reader, or whose picked rows it decodes."""
+    """A weight that DequantizeLinear decodes for its only reader."""
     codes, bits = codes_of(node)
-    product = node.attributes["axis"].as_int() == PRODUCT_AXIS
     reader = next(use.node for use in node.outputs[0].uses())
-    offsets, order = (product_offsets(reader), _order(reader)) if product else (_lookup_offsets(node), None)
+    offsets, order = product_offsets(reader), _order(reader)
     base, block = base_of(decoder_inputs(node)[0]), node.attributes["block_size"].as_int()
     assert base is not None and base.const_value is not None
-    rows, padding = int(base.const_value.shape.numpy()[0]), filled_up(reader.inputs[0])[1] if product else 0
-    width = (None if product else _kept(node)) or codes(0, 1).shape[1] - padding
+    rows = int(base.const_value.shape.numpy()[0])
+    width = codes(0, 1).shape[1] - filled_up(reader.inputs[0])[1]
 
     def whole(codes: RowsOf) -> RowsOf:
         read = _cut(decoded(node, codes), width)
@@ -170,6 +171,30 @@ def _pair(node: ir.Node) -> Table:
     uneven = offsets is not None or has_zero_points(node)
     ends = _ends(_as_bytes(codes), whole, (1 << bits) - 1) if uneven else None
     return Table((rows, width), whole(codes), scale_dtype(node), Quantization(bits, block, offsets is not None, ends))
+
+
+def _picked(node: ir.Node, codes: ir.Value) -> Table:
+    """A table whose picked rows a graph decodes by the formula; `node` is the product with the scales."""
+    base, flat = base_of(codes), next(use.node for use in node.outputs[0].uses())
+    assert base is not None and base.const_value is not None
+    rows, (_, blocks, block) = int(base.const_value.shape.numpy()[0]), read_picked(node)(0, 1).shape
+    width, offsets = _kept(flat) or blocks * block, _lookup_offsets(flat)
+    bits = base.const_value.nbytes * BYTE_BITS // (rows * blocks * block)
+
+    def whole(read: RowsOf) -> RowsOf:
+        read = _cut(_joined(read), width)
+        return _moved(read, offsets, width) if offsets is not None else read
+
+    ends = tuple(whole(end) for end in picked_ends(node, (1 << bits) - 1))
+    uneven = offsets is not None or has_points(node)
+    read = read_picked(node)
+    quantization = Quantization(bits, block, offsets is not None, ends if uneven else None)
+    return Table((rows, width), whole(read), read(0, 1).dtype, quantization)
+
+
+def _joined(read: RowsOf) -> RowsOf:
+    """Rows of blocks as rows."""
+    return lambda start, stop: read(start, stop).reshape(stop - start, -1)
 
 
 def _cut(read: RowsOf, width: int) -> RowsOf:

@@ -27,6 +27,7 @@ from truecast.weights.floats import dense_binding
 from truecast.weights.forms import Blocks, Floats, Form, form_of
 from truecast.weights.precision import Precision
 from truecast.weights.quantize import BLOCK_SIZES
+from truecast.weights.standard import code_at
 
 if TYPE_CHECKING:
     from truecast.weights.packing import Packer
@@ -273,10 +274,8 @@ def _bytes(write: NodeWriter, packed: ir.Value, bits: int) -> ir.Value:
     """One byte for each code: [experts, out, …]; the lowest bits are the first."""
     if bits == BYTE_BITS:
         return packed
-    uint8 = ir.DataType.UINT8
-    low = write.op("BitwiseAnd", [packed, write.scalar((1 << bits) - 1, uint8)])
-    high = write.op("BitShift", [packed, write.scalar(bits, uint8)], {"direction": "RIGHT"})
-    both = [write.op("Unsqueeze", [part, write.ints(3)]) for part in (low, high)]
+    parts = [code_at(write, packed, place, bits) for place in (0, bits)]
+    both = [write.op("Unsqueeze", [part, write.ints(3)]) for part in parts]
     return write.op("Reshape", [write.op("Concat", both, {"axis": 3}), write.ints(0, 0, -1)])
 
 

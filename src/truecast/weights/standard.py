@@ -5,7 +5,8 @@ are constants with the width on axis 0. The file keeps them as the checkpoint do
 through a Transpose, which is done once when the graph is loaded. Transposed behind DequantizeLinear, they would be
 decoded at every run.
 
-A lookup gathers the bytes of a few rows and decodes those.
+A lookup gathers the bytes of a few rows and decodes those by the formula: behind a Gather, whose rows are as many as
+there are tokens, OpenVINO (2026.4) refuses DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -96,9 +97,7 @@ class StandardEmitter:
         flat = write.op("Reshape", [ids, write.ints(-1)])
         codes, scales, zeros = (None if x is None else write.op("Gather", [x, flat], {"axis": 0}) for x in operands)
         assert codes is not None and scales is not None
-        points = zero_points(write, form, zeros, write.op("Shape", [scales]))
-        inputs = [unpacked(write, codes, form.bits, form.padded), scales, points]
-        rows = write.op("DequantizeLinear", inputs, {"axis": 1, "block_size": form.block})
+        rows = decoded(write, form, unpacked(write, codes, form.bits, form.padded), scales, zeros)
         if form.padded != form.width:
             rows = cut(write, rows, form)
         if offsets is not None:
@@ -141,18 +140,39 @@ def unpacked(write: NodeWriter, packed: ir.Value, bits: int, columns: int, *, hi
     if bits == BYTE_BITS:
         return packed
     places = list(range(0, BYTE_BITS, bits))
-    parts = []
-    for place in reversed(places) if high_first else places:
-        moved = write.op("BitShift", [packed, write.scalar(place, UINT8)], {"direction": "RIGHT"}) if place else packed
-        last = place + bits == BYTE_BITS
-        part = moved if last else write.op("BitwiseAnd", [moved, write.scalar((1 << bits) - 1, UINT8)])
-        parts.append(write.op("Unsqueeze", [part, write.ints(2)]))
+    ordered = reversed(places) if high_first else places
+    parts = [write.op("Unsqueeze", [code_at(write, packed, place, bits), write.ints(2)]) for place in ordered]
     side_by_side = write.op("Concat", parts, {"axis": 2})
     bytes_per_row = -(-columns // len(places))
     flat = write.op("Reshape", [side_by_side, write.ints(0, bytes_per_row * len(places))])
     if columns % len(places) == 0:
         return flat
     return write.op("Slice", [flat, write.ints(0), write.ints(columns), write.ints(1)])
+
+
+def code_at(write: NodeWriter, packed: ir.Value, place: int, bits: int) -> ir.Value:
+    """The code of `bits` at a place of each byte; nothing else is left before the shift, which OpenVINO (2026.4) takes
+    for a division that rounds."""
+    mask = ((1 << bits) - 1) << place
+    part = write.op("BitwiseAnd", [packed, write.scalar(mask, UINT8)])
+    return write.op("BitShift", [part, write.scalar(place, UINT8)], {"direction": "RIGHT"}) if place else part
+
+
+def decoded(write: NodeWriter, form: Blocks, codes: ir.Value, scales: ir.Value, zeros: ir.Value | None) -> ir.Value:
+    """(code - zero) · scale of rows that were picked, one byte for each code: float32 [n, columns].
+
+    `scales` are float32 [n, blocks], `zeros` as they are packed.
+    """
+    dtype = ir.DataType.FLOAT
+    grouped = write.op("Reshape", [codes, write.ints(0, form.blocks, form.block)])
+    numbers = write.op("Cast", [grouped], {"to": dtype})
+    if zeros is None:
+        centred = write.op("Add", [numbers, write.scalar(-(1 << (form.bits - 1)), dtype)])
+    else:
+        points = write.op("Cast", [unpacked(write, zeros, form.bits, form.blocks)], {"to": dtype})
+        centred = write.op("Sub", [numbers, write.op("Unsqueeze", [points, write.ints(2)])])
+    scaled = write.op("Mul", [centred, write.op("Unsqueeze", [scales, write.ints(2)])])
+    return write.op("Reshape", [scaled, write.ints(0, form.padded)])
 
 
 def _reshaped(binding: Binding, *columns: int) -> Binding:
