@@ -24,10 +24,11 @@ from transformers import (
 
 from tests.checkpoint.gguf.cases import BY_NAME
 from truecast.checkpoint import open_checkpoint
+from truecast.cli import main
 from truecast.errors import InputError
 from truecast.inspection import Inspection, StorageGroup, inspect, recommended_precision, render
-from truecast.inspection.costs import weight_bytes
-from truecast.inspection.model import WHOLE_ROW
+from truecast.inspection.costs import LOGIT_COPIES, LOGIT_ROWS, product_count, weight_bytes
+from truecast.inspection.model import MODULE_PRECISIONS, PRECISIONS, WHOLE_ROW
 from truecast.targets import TARGETS
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 64, 96, 97, 3
@@ -124,6 +125,34 @@ def test_every_target_and_precision_has_a_cost_and_less_precision_costs_less(tmp
         assert of_one[better].export_peak < of_one[better].proof_peak
 
 
+def test_memory_to_prove_grows_by_what_the_proof_holds(tmp_path: Path) -> None:
+    """The author's floats, what the runtime packs of products (codes: decoded, too), the files, and logits."""
+    wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+    llama(wide, tie_word_embeddings=False, vocab_size=VOCABULARY + 1000)
+    llama(narrow, tie_word_embeddings=False)
+    peaks = [{c.precision: c for c in inspect(path).choices if c.target == "genai"} for path in (wide, narrow)]
+    for precision, bytes_each, products in (("fp32", 4, 1), ("fp16", 2, 1), ("int8", 1 + 4 / 32, 2)):
+        more, less = (found[precision].proof_peak for found in peaks)
+        table_and_head, logits = 2 * 1000 * HIDDEN, 1000 * LOGIT_ROWS * LOGIT_COPIES * 4
+        floats = 4 * table_and_head + 4 * products * table_and_head // 2
+        assert more - less == floats + (4 + bytes_each) * table_and_head + logits
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_table_that_is_the_head_as_well_is_a_product(tied: bool, tmp_path: Path) -> None:
+    llama(tmp_path, tie_word_embeddings=tied)
+    layers = LAYERS * (2 * HIDDEN * HIDDEN + 2 * KV_HEADS * HEAD_DIM * HIDDEN + 3 * HIDDEN * INNER)
+    assert product_count(open_checkpoint(tmp_path)) == layers + VOCABULARY * HIDDEN
+
+
+def test_codes_in_standard_operators_are_held_twice_while_they_are_loaded(tmp_path: Path) -> None:
+    llama(tmp_path)
+    found = {(choice.target, choice.precision): choice for choice in inspect(tmp_path).choices}
+    for precision, times in (("fp32", 0), ("int4", 1)):
+        portable, usual = found["portable", precision], found["onnxruntime", precision]
+        assert portable.run_peak - usual.run_peak == times * usual.disk
+
+
 def test_int4_is_recommended_on_a_cpu_and_fp16_on_a_gpu(tmp_path: Path) -> None:
     llama(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
@@ -147,7 +176,18 @@ def test_an_encoder_has_no_cache_and_no_target_that_wants_one(tmp_path: Path) ->
     found = inspect(tmp_path)
     assert found.obstacle is None and found.kv_bytes_per_token is None
     assert {choice.target for choice in found.choices} == {"onnxruntime", "portable"}
+    assert {choice.precision for choice in found.choices} == {*PRECISIONS, *MODULE_PRECISIONS}
     assert found.recommendation.precision == "fp32"
+
+
+def test_products_of_integers_take_a_byte_for_a_weight_and_a_scale_for_a_row(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, vocab_size=50)
+    model = BertModel(config)
+    model.save_pretrained(tmp_path)
+    products = [p for name, p in model.named_parameters() if p.ndim == 2 and "embeddings" not in name]
+    floats = model.num_parameters() - sum(p.numel() for p in products)
+    size = weight_bytes(open_checkpoint(tmp_path), "int8-dynamic")
+    assert size.disk == 4 * floats + sum(p.numel() + 4 * p.shape[0] for p in products)
 
 
 def _write_translator(folder: Path) -> None:
@@ -243,7 +283,7 @@ def test_a_quantizer_that_quantized_nothing_is_noticed_and_the_floats_are_read(t
     found = inspect(tmp_path)
     assert (found.quantization, found.recommendation.precision, found.left_in_float) == (None, "int4", ())
     assert len(found.notices) == 1
-    assert f"Note: {found.notices[0]}" in shown(tmp_path)
+    assert found.notices[0][:60] in shown(tmp_path)
     assert "awq" in found.notices[0]
 
 
@@ -264,7 +304,7 @@ def test_the_tables_show_how_it_is_quantized_and_what_becomes_of_it() -> None:
         "+",
     ):
         assert part in text
-    assert "Recommended on cpu: as-is" in text
+    assert "as-is on cpu: it is quantized already" in text
 
 
 # Faces ----------------------------------------------------------------------------------------------------------------
@@ -290,7 +330,17 @@ def test_the_tables_show_what_was_found(tmp_path: Path) -> None:
         assert part in text
     assert ", ".join(TARGETS) in text
     assert "What as-is makes of it" not in text  # floats stay floats
-    assert "Recommended on cpu: int4" in text
+    assert "int4 on cpu: each new token reads every weight once" in text
+
+
+@pytest.mark.parametrize("source", ["auto-round-5bit-asym", "gpt-oss-mxfp4"])
+def test_an_inspection_fits_80_columns_with_an_overview_first(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(DATA / source)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    titles = ["Checkpoint", "Recommended", "What it can become", "How it is stored", "What as-is makes of it"]
+    places = [next(number for number, line in enumerate(lines) if line.startswith(title)) for title in titles]
+    assert places == sorted(places)
 
 
 def test_the_tables_show_the_obstacle(tmp_path: Path) -> None:

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 240
 """Columns where there is no terminal, so that no table is cut or folded."""
+NARROW = 80
+"""Columns that are always enough for an inspection."""
 
 
 def inspected(inspection: Inspection, as_json: bool) -> int:
     """What a checkpoint is."""
-    _print(inspection.to_dict() if as_json else render(inspection))
+    _print(inspection.to_dict() if as_json else render(inspection), NARROW)
     return 0
 
 
@@ -180,11 +182,11 @@ def _costs(meter: Meter) -> dict[str, Any]:
     return {"seconds": round(meter.seconds, 3), "peak_memory_bytes": meter.peak_bytes}
 
 
-def _print(result: RenderableType | dict[str, Any]) -> None:
+def _print(result: RenderableType | dict[str, Any], widest: int = PIPED_WIDTH) -> None:
     if isinstance(result, dict):
         print(json.dumps(result, indent=1, ensure_ascii=False))
         return
-    Console(width=_width(), highlight=False).print(result)
+    Console(width=min(_width(), widest), highlight=False).print(result)
 
 
 def _width() -> int:

@@ -6,22 +6,37 @@ from dataclasses import dataclass
 
 from truecast.checkpoint import Checkpoint, StoredTensor
 from truecast.inspection.facts import context_length, is_module, kv_bytes_per_token, vocabulary
-from truecast.inspection.model import AS_IS, PRECISIONS, Choice
-from truecast.inspection.storage import OTHER_TABLE, TOKEN_TABLE, Outlooks, has_experts, outlooks, parameters
+from truecast.inspection.model import AS_IS, MODULE_PRECISIONS, PRECISIONS, Choice
+from truecast.inspection.storage import (
+    HEAD,
+    OTHER_TABLE,
+    TOKEN_TABLE,
+    Outlooks,
+    has_experts,
+    is_lookup,
+    outlooks,
+    parameters,
+)
 from truecast.targets import MODULE_TARGETS, TARGETS
+from truecast.targets.portable import PORTABLE
 from truecast.weights.outlook import order_bytes
+from truecast.weights.names import INTEGERS
 
 BLOCK_SIZE = 32
 """Weights per scale of int8 and int4 where the user chooses none."""
 SCALE_BYTES = 4
 """Scales are float32."""
-FLOAT_BYTES = {"fp32": 4, "fp16": 2, "int8": 4, "int4": 4}
+FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4, "int4": 4, **dict.fromkeys(INTEGERS, 4)}
 """Bytes of a value that is not quantized, by precision."""
 QUANTIZED_BITS = {"int8": 8, "int4": 4}
 
-EXPORT_BASE_BYTES = 700_000_000
-"""Memory of an export beside the models: 0.38 GB for PyTorch, transformers and ONNX Runtime imported (measured on Linux
-x86-64, torch 2.13.0+cpu), the rest for the trace and the chunks of weights under way."""
+BASE_BYTES = 500_000_000
+"""Memory of an export, and of its proof, beside the models: 0.38 GB for PyTorch, transformers and ONNX Runtime imported,
+the rest for the trace and the chunks of weights under way (0.43 to 0.57 GB measured for an export and 0.50 GB for the
+proof of 80,000 weights; Linux x86-64, torch 2.13.0+cpu)."""
+LOGIT_ROWS, LOGIT_COPIES = 192, 4
+"""Rows of logits at the proof's widest point, three texts of 64 tokens, and how often they are held: the author's, the
+graph's, those of the original weights, and their differences."""
 RUN_BASE_BYTES = 50_000_000
 """Memory of Python, NumPy, ONNX Runtime 1.31 and tokenizers imported (47 MB measured on Linux x86-64)."""
 TOKENIZER_BYTES_PER_TOKEN = 1400
@@ -40,22 +55,46 @@ class Size:
 
 def choices(checkpoint: Checkpoint, becoming: Outlooks) -> tuple[Choice, ...]:
     """Every precision for every target, with its cost; float16 would change which experts are chosen."""
-    count = parameter_count(checkpoint)
-    possible = [name for name in PRECISIONS if name != "fp16" or not has_experts(checkpoint.tensors.values())]
+    module = is_module(checkpoint)
+    names = (*PRECISIONS, *MODULE_PRECISIONS) if module else PRECISIONS
+    possible = [name for name in names if name != "fp16" or not has_experts(checkpoint.tensors.values())]
     sizes = {precision: weight_bytes(checkpoint, precision, becoming=becoming) for precision in possible}
-    runs = {precision: run_bytes(checkpoint, size) for precision, size in sizes.items()}
     return tuple(
         Choice(
             target=target,
             precision=precision,
             disk=sizes[precision].disk,
-            export_peak=EXPORT_BASE_BYTES,
-            proof_peak=EXPORT_BASE_BYTES + FLOAT_BYTES["fp32"] * count + runs[precision],
-            run_peak=runs[precision],
+            export_peak=BASE_BYTES,
+            proof_peak=proof_bytes(checkpoint, precision, sizes[precision]),
+            run_peak=run_bytes(checkpoint, precision, sizes[precision], target),
         )
-        for target in (MODULE_TARGETS if is_module(checkpoint) else TARGETS)
+        for target in (MODULE_TARGETS if module else TARGETS)
         for precision in possible
     )
+
+
+def proof_bytes(checkpoint: Checkpoint, precision: str, size: Size) -> int:
+    """Bytes of memory to export and prove.
+
+    Both files, which are mapped; the author's model in float32; what ONNX Runtime packs of every product; for codes the
+    decoded products as well, which the proof multiplies exactly; and logits.
+    """
+    count, products = parameter_count(checkpoint), product_count(checkpoint)
+    stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    weights = FLOAT_BYTES["fp32"] * (count + products * (2 if _has_codes(checkpoint, precision) else 1))
+    rows = 0 if is_module(checkpoint) else LOGIT_ROWS * LOGIT_COPIES * (vocabulary(checkpoint) or 0)
+    return BASE_BYTES + stored + size.disk + weights + FLOAT_BYTES["fp32"] * rows
+
+
+def product_count(checkpoint: Checkpoint) -> int:
+    """Number of weights in matrices that are multiplied with; a table that is the head as well is one of them."""
+    tied, tensors = _is_tied(checkpoint), parameters(checkpoint)
+    return sum(tensor.size for tensor in tensors if len(tensor.shape) > 1 and not is_lookup(tensor, tied))
+
+
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    """Whether the output head is the table of tokens: a decoder that stores no head."""
+    return not is_module(checkpoint) and not any(HEAD.search(tensor.name) for tensor in parameters(checkpoint))
 
 
 def parameter_count(checkpoint: Checkpoint) -> int:
@@ -69,24 +108,34 @@ def weight_bytes(
     """Bytes of the weights: rows · ⌈width / block⌉ · (block · bits / 8 + 4) where quantized, else 4 or 2 per value.
 
     Quantized are the matrices and the table of token embeddings (if its width is a multiple of the block); norms,
-    biases and other tables stay floats. What as-is takes is in `becoming`, found anew when it is not given.
+    biases and other tables stay floats. Products of integers have a byte for a weight and a scale for a row. What as-is takes is in `becoming`, found anew when it is not given.
     """
     tensors = parameters(checkpoint)
+    if precision in INTEGERS:
+        size = sum(_channel_bytes(tensor) for tensor in tensors)
+        return Size(size, size)
     if precision == AS_IS:
         return _own_bytes(tensors, outlooks(tensors) if becoming is None else becoming)
     size = sum(_tensor_bytes(tensor, precision, block) for tensor in tensors)
     return Size(size, size)
 
 
-def run_bytes(checkpoint: Checkpoint, size: Size) -> int:
-    """Bytes of memory to generate: the libraries and the tokenizer, the weights once, and the cache.
+def run_bytes(checkpoint: Checkpoint, precision: str, size: Size, target: str) -> int:
+    """Bytes of memory to run: the libraries and the tokenizer, the weights once, and the cache.
 
-    On the provider a precision is meant for: a CPU casts fp16 weights to float32 and takes up to twice as much more.
+    Codes in standard operators are there twice while they are loaded: ONNX Runtime turns them. On the provider a
+    precision is meant for: a CPU casts fp16 weights to float32 and takes up to twice as much more.
     """
     context = context_length(checkpoint) or PLANNED_TOKENS
     cache = (kv_bytes_per_token(checkpoint) or 0) * min(context, PLANNED_TOKENS)
     tokenizer = TOKENIZER_BYTES_PER_TOKEN * (vocabulary(checkpoint) or 0)
-    return RUN_BASE_BYTES + tokenizer + size.memory + cache
+    turned = size.memory if target == PORTABLE.name and _has_codes(checkpoint, precision) else 0
+    return RUN_BASE_BYTES + tokenizer + size.memory + turned + cache
+
+
+def _has_codes(checkpoint: Checkpoint, precision: str) -> bool:
+    """Whether weights are codes in blocks."""
+    return precision in QUANTIZED_BITS or (precision == AS_IS and checkpoint.quantization is not None)
 
 
 def _own_bytes(tensors: list[StoredTensor], becoming: Outlooks) -> Size:
@@ -105,3 +154,9 @@ def _tensor_bytes(tensor: StoredTensor, precision: str, block: int) -> int:
         return tensor.size * FLOAT_BYTES[precision]
     blocks = tensor.size // max(width, 1) * -(-width // block)
     return blocks * (block * bits // 8 + SCALE_BYTES)
+
+
+def _channel_bytes(tensor: StoredTensor) -> int:
+    if len(tensor.shape) != 2 or is_lookup(tensor, tied=False):
+        return tensor.size * FLOAT_BYTES["fp32"]
+    return tensor.size + SCALE_BYTES * tensor.shape[0]

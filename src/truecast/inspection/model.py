@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from truecast.weights.names import INTEGERS
+
 AS_IS = "as-is"
 PRECISIONS = (AS_IS, "fp32", "fp16", "int8", "int4")
+MODULE_PRECISIONS = ("bf16", *INTEGERS)
+"""Precisions that only models without a cache can have."""
 
 BYTE_BITS = 8
 WHOLE_ROW = -1
@@ -43,8 +47,8 @@ class StorageGroup:
 class Choice:
     """One thing the checkpoint can become, with its estimated cost in bytes.
 
-    `disk`: the weights. `export_peak`: memory of an export without its proof. `proof_peak`: memory of an export with
-    it. `run_peak`: memory of generating with a cache of `costs.PLANNED_TOKENS` tokens, or of the context where it is
+    `disk`: the weights. `export_peak`: memory of an export without its proof, but for the files it maps, which the
+    system takes back. `proof_peak`: resident memory of an export with it. `run_peak`: memory of generating with a cache of `costs.PLANNED_TOKENS` tokens, or of the context where it is
     shorter.
     """
 

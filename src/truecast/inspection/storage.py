@@ -14,7 +14,8 @@ from truecast.inspection.model import WHOLE_ROW, StorageGroup
 from truecast.weights.outlook import Outlook, Use, outlook
 
 TOKEN_TABLE = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
-OTHER_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)\.weight$")
+OTHER_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings|token_type_embeddings)\.weight$")
+TABLE = re.compile(f"{TOKEN_TABLE.pattern}|{OTHER_TABLE.pattern}")
 EXPERTS = re.compile(r"(^|\.)experts\.(\d+\.)*\w+(\.weight)?$")
 """Weights of experts: of one, by its number, or of all of a layer."""
 ROUTER = re.compile(r"(^|\.)(router|gate)(\.layer)?\.weight$")
@@ -50,6 +51,12 @@ def _use(tensor: StoredTensor, tied: bool) -> Use:
     if TOKEN_TABLE.search(tensor.name):
         return Use.TIED if tied else Use.LOOKUP
     return Use.LOOKUP if OTHER_TABLE.search(tensor.name) else Use.PRODUCT
+
+
+def is_lookup(tensor: StoredTensor, tied: bool) -> bool:
+    """Whether single rows of a tensor are looked up, and nothing is multiplied with it; `tied`: the head is a table."""
+    table = OTHER_TABLE if tied else TABLE
+    return table.search(tensor.name) is not None
 
 
 def has_experts(tensors: Iterable[StoredTensor]) -> bool:

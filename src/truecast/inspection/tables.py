@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
@@ -14,17 +16,13 @@ from truecast.inspection.model import AS_IS, BYTE_BITS, WHOLE_ROW, Inspection, S
 
 
 def render(inspection: Inspection) -> RenderableType:
-    """The inspection as tables."""
-    parts: list[RenderableType] = [_facts(inspection), _storage(inspection)]
-    if inspection.quantization and not inspection.obstacle:
-        parts.append(_kept(inspection))
-    if inspection.obstacle:
-        parts.append(f"It can become nothing yet: {inspection.obstacle}.")
-    else:
+    """The inspection: what it is and what to choose, what it can become, and then how it is stored."""
+    parts: list[RenderableType] = [_facts(inspection)]
+    if inspection.obstacle is None:
         parts.append(_costs(inspection))
-    parts += [Text(f"Note: {notice}") for notice in inspection.notices]
-    if (advice := inspection.recommendation) is not None:
-        parts.append(f"Recommended on {advice.provider}: {advice.precision}, because {advice.reason}.")
+    parts.append(_storage(inspection))
+    if inspection.quantization and inspection.obstacle is None:
+        parts.append(_kept(inspection))
     return Group(*parts)
 
 
@@ -43,9 +41,19 @@ def _facts(inspection: Inspection) -> Table:
         ("Context", f"{_count(inspection.context_length)} tokens"),
         ("Cache", f"{decimal(cache)} per token in float32" if cache is not None else unknown),
         *(_quantization(inspection) if inspection.quantization else ()),
+        *_advice(inspection),
     ):
         table.add_row(Text(name, "bold"), Text(value))
     return table
+
+
+def _advice(inspection: Inspection) -> Iterator[tuple[str, str]]:
+    """What hinders, what to know, and what to choose."""
+    if inspection.obstacle is not None:
+        yield "Obstacle", f"It can become nothing yet: {inspection.obstacle}."
+    yield from (("Note", notice) for notice in inspection.notices)
+    if (advice := inspection.recommendation) is not None:
+        yield "Recommended", f"{advice.precision} on {advice.provider}: {advice.reason}"
 
 
 def _quantization(inspection: Inspection) -> list[tuple[str, str]]:
@@ -63,8 +71,17 @@ def _count(number: int | None) -> str:
     return "unknown" if number is None else f"{number:,}"
 
 
+def _table(title: str, first: str, *others: str) -> Table:
+    """A table that fits 80 columns: no lines between columns, and names and words wrap."""
+    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
+    for heading in others:
+        table.add_column(heading, no_wrap=heading not in ("target", "stored as"), overflow="fold")
+    return table
+
+
 def _storage(inspection: Inspection) -> Table:
-    table = Table("tensors", "stored as", "number", "size", title="How it is stored", title_justify="left")
+    table = _table("How it is stored", "tensors", "stored as", "number", "size")
     for group in inspection.storage:
         table.add_row(group.pattern, group.stored_as, str(group.tensors), decimal(group.nbytes))
     return table
@@ -72,8 +89,7 @@ def _storage(inspection: Inspection) -> Table:
 
 def _kept(inspection: Inspection) -> Table:
     """What as-is makes of each kind of storage; where it takes more than the checkpoint, by how much."""
-    heading = ("stored as", "bits", "group", "becomes", "size", "on disk", "more")
-    table = Table(*heading, title="What as-is makes of it", title_justify="left")
+    table = _table("What as-is makes of it", "becomes", "stored as", "bits", "group", "size", "on disk", "more")
     kinds: dict[tuple[str, int | None, str], list[StorageGroup]] = defaultdict(list)
     for group in inspection.storage:
         if group.becomes:
@@ -81,7 +97,7 @@ def _kept(inspection: Inspection) -> Table:
     for (stored_as, size, becomes), groups in kinds.items():
         stored, kept = sum(group.nbytes for group in groups), sum(group.as_is_bytes or 0 for group in groups)
         bits = stored * BYTE_BITS / max(sum(group.weights for group in groups), 1)
-        table.add_row(stored_as, f"{bits:.2f}", _group_word(size), becomes, *_sizes(stored, kept))
+        table.add_row(becomes, stored_as, f"{bits:.2f}", _group_word(size), *_sizes(stored, kept))
     stored = sum(group.nbytes for group in inspection.storage if group.becomes)
     kept = next(choice.disk for choice in inspection.choices if choice.precision == AS_IS)
     table.add_row("all", "", "", "", *_sizes(stored, kept))
@@ -103,10 +119,11 @@ def _group_word(size: int | None) -> str:
 
 def _costs(inspection: Inspection) -> Table:
     """One row per cost; targets that cost the same share it."""
-    heading = ("precision", "target", "on disk", "memory to export", "… and prove", "to run")
-    table = Table(*heading, title="What it can become (estimates)", title_justify="left")
+    heading = ("precision", "target", "on disk", "to export", "to prove", "to run")
+    table = _table("What it can become, and the memory that takes (estimates)", *heading)
     targets: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for choice in inspection.choices:
+    order = list(dict.fromkeys(choice.precision for choice in inspection.choices))
+    for choice in sorted(inspection.choices, key=lambda choice: order.index(choice.precision)):
         sizes = (choice.disk, choice.export_peak, choice.proof_peak, choice.run_peak)
         targets[choice.precision, *(decimal(size) for size in sizes)].append(choice.target)
     for (precision, *shown), names in targets.items():

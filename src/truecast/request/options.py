@@ -186,7 +186,8 @@ class Request:
     )
     opset: int | None = option(
         None,
-        "Version of the ONNX operators: 21 to 25 for the target portable, 17 to 25 for models without a cache.",
+        "Version of the ONNX operators. Language models: 21 to 25, target portable only. Models without a cache: "
+        "18 to 25, 17 to 20 with --exporter torchscript.",
         study="each",
     )
     optimization: str = option(
