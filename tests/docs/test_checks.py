@@ -47,4 +47,9 @@ def test_the_checks_of_an_artifact_have_their_lines(pristine_artifact: Path, row
 
 
 def test_names_are_followed_to_where_they_are_given(names: set[str]) -> None:
-    assert {"one thread or several", "kernels", "price of the int… cache, mean KL", "… at the end of the context"} <= names
+    assert {
+        "one thread or several",
+        "kernels",
+        "price of the int… cache, mean KL",
+        "… at the end of the context",
+    } <= names

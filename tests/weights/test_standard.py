@@ -186,5 +186,7 @@ def test_picked_rows_are_decoded_without_dequantize_linear_and_shifts_that_round
     for node in packer.model.graph:
         if node.op_type == "BitShift":
             masked = node.inputs[0].producer()
-            mask, place = (ir.convenience.get_const_tensor(value).numpy() for value in (masked.inputs[1], node.inputs[1]))
+            mask, place = (
+                ir.convenience.get_const_tensor(value).numpy() for value in (masked.inputs[1], node.inputs[1])
+            )
             assert masked.op_type == "BitwiseAnd" and mask % (1 << int(place)) == 0

@@ -73,7 +73,14 @@ def _count(number: int | None) -> str:
 
 def _table(title: str, first: str, *others: str) -> Table:
     """A table that fits 80 columns: no lines between columns, and names and words wrap."""
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column(first, overflow="fold")
     for heading in others:
         table.add_column(heading, no_wrap=heading not in ("target", "stored as"), overflow="fold")
