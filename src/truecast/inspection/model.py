@@ -48,8 +48,8 @@ class Choice:
     """One thing the checkpoint can become, with its estimated cost in bytes.
 
     `disk`: the weights. `export_peak`: memory of an export without its proof, but for the files it maps, which the
-    system takes back. `proof_peak`: resident memory of an export with it. `run_peak`: memory of generating with a cache of `costs.PLANNED_TOKENS` tokens, or of the context where it is
-    shorter.
+    system takes back. `proof_peak`: resident memory of an export with it. `run_peak`: memory of generating with a cache
+    of `costs.PLANNED_TOKENS` tokens, or of the context where it is shorter.
     """
 
     target: str

@@ -1,5 +1,6 @@
-"""Weights that a graph decodes with ONNX's own DequantizeLinear for a product: codes, scales and zero points, whose axes
-were swapped in front of it.
+"""Weights that a graph decodes with ONNX's own DequantizeLinear for a product.
+
+Codes, scales and zero points have their axes swapped in front of it; they are read as they are before.
 """
 
 from __future__ import annotations
