@@ -31,8 +31,9 @@ FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4, "int4": 4, **dict.fro
 QUANTIZED_BITS = {"int8": 8, "int4": 4}
 
 BASE_BYTES = 500_000_000
-"""Memory of an export, and of its proof, beside the models: 0.38 GB for PyTorch, transformers and ONNX Runtime, the rest for the trace and the chunks of weights under way (0.43 to 0.57 GB measured for an export and 0.50 GB for the
-proof of 80,000 weights; Linux x86-64, torch 2.13.0+cpu)."""
+"""Memory of an export, and of its proof, beside the models: 0.38 GB for PyTorch, transformers and ONNX Runtime, the
+rest for the trace and the chunks of weights under way (0.43 to 0.57 GB measured for an export, 0.50 GB for the proof of
+80,000 weights; Linux x86-64, torch 2.13.0+cpu)."""
 LOGIT_ROWS, LOGIT_COPIES = 192, 4
 """Rows of logits at the proof's widest point, three texts of 64 tokens, and how often they are held: the author's, the
 graph's, those of the original weights, and their differences."""
