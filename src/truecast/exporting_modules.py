@@ -42,7 +42,8 @@ from truecast.publishing import published, require_apart, require_free, require_
 from truecast.request import Request
 from truecast.request.checks import require_module
 from truecast.request.meaning import half_of, packing
-from truecast.runtime.providers import open_session
+from truecast.runtime.integers import FULL, largest_code
+from truecast.runtime.providers import PRECISE_ENTRIES, open_session
 from truecast.targets import Target, find_target
 from truecast.targets.side_files import write_side_files
 from truecast.trace.author import AuthorModule
@@ -206,8 +207,9 @@ def _write(
     checkpoint = trace.merge(checkpoint)
     sources = Sources(checkpoint, trace.parameters, trace.tied, trace.rename, beyond, partial=True)
     dropped = _drop_untrained(trace, sources) if author.task in (FEATURES, SENTENCES) else []
+    exact = _exactness(trace.model)
     packer = _bind(trace, sources, request, dialect_name, seen)
-    entries = {**decoding_entries(trace.model), **packer.session_entries}
+    entries = {**exact, **decoding_entries(trace.model), **packer.session_entries}
     half = half_of(request)
     ruled = {} if half is None else by_rule(trace.model, half)
     weights = write(trace.model, packer, folder, request, report)
@@ -217,6 +219,15 @@ def _write(
     ir.save(trace.model, folder / GRAPH_NAME)
     ignored = {**checkpoint.ignored, **sources.unused()}
     return _Written(author, checkpoint, trace, packer, weights, ignored, ruled, dropped, rewritten, entries)
+
+
+def _exactness(model: ir.Model) -> Mapping[str, str]:
+    """The session keys that make products of the author's own codes of 8 bits exact where this processor saturates.
+
+    Codes that are made here have 7 bits there instead; a module that was trained with 8 keeps them.
+    """
+    coded = any(node.op_type == "DequantizeLinear" for node in model.graph)
+    return PRECISE_ENTRIES if coded and largest_code() < FULL else {}
 
 
 def _described(written: _Written, source: ModuleSource, request: Request, target: Target) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,17 @@ from torch.ao import quantization
 
 from tests.proof.planting import manifest_of
 from truecast.artifact import Status
-from truecast.errors import InputError, ProofError
+from truecast.errors import InputError
 from truecast.exporting_modules import export_module
+<<<<<<< HEAD
 from truecast.request import Request
+=======
+from truecast.proof import modules
+from truecast.proof.module_points import Grid, ModulePoint
+from truecast.request import Request
+>>>>>>> 1b9cf9d (Modules trained with quantization are proven where their values lie between codes and where bytes saturate)
 from truecast.runtime.integers import largest_code
+from truecast.runtime.providers import PRECISE_ENTRIES
 from truecast.trace.opening import ModuleSource
 from truecast.weights.standard import ACTIVATIONS_KEY
 
@@ -29,7 +37,7 @@ WIDTH, HIDDEN = 64, 96
 STEP, MIDDLE = 0.03, 111
 EXACT = 1e-5
 SATURATES = largest_code() < 127
-"""Codes of 8 bits are the author's own here; where this processor's products of them saturate, nothing is proven."""
+"""Codes of 8 bits are the author's own here; where this processor's products of them saturate, a session key helps."""
 decomposed = torch.ops.quantized_decomposed
 
 
@@ -90,6 +98,17 @@ def trained(least: int = -127) -> nn.Module:
     return module.eval()
 
 
+def one_scale_each() -> nn.Module:
+    """The same with a scale for each weight, so that all their zero points are one tensor."""
+    torch.manual_seed(0)
+    module = Stubbed().train()
+    module.qconfig = quantization.get_default_qat_qconfig("qnnpack")
+    quantization.prepare_qat(module, inplace=True)
+    module(torch.randn(4, 5, WIDTH))
+    module.apply(quantization.disable_observer)
+    return module.eval()
+
+
 def source_of(module: nn.Module) -> ModuleSource:
     return ModuleSource(
         module=module, example_inputs={"input": torch.randn(2, 5, WIDTH)}, dynamic={"input": {0: "rows"}}
@@ -116,6 +135,7 @@ def outputs(folder: Path, x: np.ndarray, entries: dict[str, str], optimized: boo
     return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
 
 
+<<<<<<< HEAD
 def proven_or_saturating(module: nn.Module, folder: Path) -> Path:
     """The proven artifact; where the processor saturates, the rejected one, which its parity has failed."""
     if not SATURATES:
@@ -125,25 +145,54 @@ def proven_or_saturating(module: nn.Module, folder: Path) -> Path:
     with pytest.raises(ProofError, match="as shipped against the original"):
         export_module(source_of(module), folder / "out", Request(precision="fp32"))
     return folder / "out.rejected"
+=======
+def proven(module: nn.Module, folder: Path) -> Path:
+    made = export_module(source_of(module), folder / "out", Request())
+    assert manifest_of(made).certificate.status is Status.PROVEN
+    return made
+>>>>>>> 1b9cf9d (Modules trained with quantization are proven where their values lie between codes and where bytes saturate)
 
 
 def test_a_converted_module_keeps_its_codes_and_multiplies_integers(tmp_path: Path) -> None:
-    folder = proven_or_saturating(converted(), tmp_path)
+    folder = proven(converted(), tmp_path)
     kinds = Counter(node.op_type for node in onnx.load(str(folder / "model.onnx")).graph.node)
     assert kinds["QuantizeLinear"] == 2 and kinds["DequantizeLinear"] == 4
     codes = {i.name: i.data_type for i in onnx.load(str(folder / "model.onnx")).graph.initializer}
     assert codes["0.codes"] == codes["2.codes"] == onnx.TensorProto.INT8
     assert optimized(folder)["MatMulIntegerToFloat"] == 2
-    assert not manifest_of(folder).graph.session_entries
+    assert manifest_of(folder).graph.session_entries == (PRECISE_ENTRIES if SATURATES else {})
 
 
 def test_a_module_with_fake_quantization_gets_standard_operators(tmp_path: Path) -> None:
     module = trained()
     module.apply(quantization.disable_observer)
-    manifest = manifest_of(folder := proven_or_saturating(module, tmp_path))
+    manifest = manifest_of(folder := proven(module, tmp_path))
     assert manifest.graph.lowered["fake quantization"] == 5
     kinds = Counter(node.op_type for node in onnx.load(str(folder / "model.onnx")).graph.node)
     assert kinds["QuantizeLinear"] == kinds["DequantizeLinear"] == 5
+
+
+def test_weights_with_one_zero_point_are_proven(tmp_path: Path) -> None:
+    proven(one_scale_each(), tmp_path)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_step_at_the_border_of_two_codes_is_excused_and_a_wrong_scale_is_not(planted: bool, tmp_path: Path) -> None:
+    """Inputs that lie between two codes: float64 leaves them there, and a division is not torch's multiplication."""
+    module = trained()
+    module.apply(quantization.disable_observer)
+    folder = proven(module, tmp_path)
+    scale, zero = module.quant.activation_post_process.scale, module.quant.activation_post_process.zero_point
+    borders = (torch.arange(2 * 5 * WIDTH).reshape(2, 5, WIDTH) % 200 + 0.5 - zero) * scale
+    if planted:
+        module.down.weight_fake_quant.scale *= 1.5
+    source = replace(source_of(module), example_inputs={"input": borders})
+    point = ModulePoint("borders", (borders,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modules, "module_grid", lambda author: Grid((point,), ()))
+        certificate = modules.prove_module(folder, source, manifest_of(folder))
+    failed = {check.name for check in certificate.checks if not check.passed and check.tier == "parity"}
+    assert bool(failed) == planted
 
 
 def test_codes_of_a_narrower_range_are_clamped(tmp_path: Path) -> None:
@@ -154,7 +203,7 @@ def test_codes_of_a_narrower_range_are_clamped(tmp_path: Path) -> None:
     folder = export_module(source_of(module), tmp_path / "out", Request(precision="fp32", verify=False))
     x = torch.randn(3, 5, WIDTH)
     want = module(x).detach().numpy()
-    got = outputs(folder, x.numpy(), manifest_of(folder).graph.session_entries, optimized=not SATURATES)
+    got = outputs(folder, x.numpy(), manifest_of(folder).graph.session_entries)
     np.testing.assert_allclose(got, want, atol=EXACT)
 
 
@@ -163,7 +212,7 @@ def test_inputs_that_are_not_rounded_stay_so(tmp_path: Path) -> None:
     folder = export_module(source_of(module), tmp_path / "out", Request(precision="fp32"))
     manifest, x = manifest_of(folder), torch.randn(3, 5, WIDTH)
     assert manifest.certificate.status is Status.PROVEN
-    assert manifest.graph.session_entries == {ACTIVATIONS_KEY: "0"}
+    assert manifest.graph.session_entries == {ACTIVATIONS_KEY: "0", **(PRECISE_ENTRIES if SATURATES else {})}
     want = module(x).detach().numpy()
     np.testing.assert_allclose(outputs(folder, x.numpy(), manifest.graph.session_entries), want, atol=EXACT)
     assert np.abs(outputs(folder, x.numpy(), {}) - want).max() > 100 * EXACT  # what the key prevents

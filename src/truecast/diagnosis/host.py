@@ -14,7 +14,6 @@ from onnx import TensorProto, helper
 
 INNER = 64
 """Products summed by the probe: enough for every kernel's vector width."""
-PRECISE_KEY = "session.x64quantprecision"
 NO_ENTRIES: Mapping[str, str] = MappingProxyType({})
 
 

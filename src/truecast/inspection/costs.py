@@ -19,8 +19,8 @@ from truecast.inspection.storage import (
 )
 from truecast.targets import MODULE_TARGETS, TARGETS
 from truecast.targets.portable import PORTABLE
-from truecast.weights.outlook import order_bytes
 from truecast.weights.names import INTEGERS
+from truecast.weights.outlook import order_bytes
 
 BLOCK_SIZE = 32
 """Weights per scale of int8 and int4 where the user chooses none."""

@@ -71,7 +71,11 @@ def _count(number: int | None) -> str:
     return "unknown" if number is None else f"{number:,}"
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+NAME_WIDTH = 48
+"""Columns for the names of tensors; longer ones are folded."""
+
+
+def _table(title: str, first: str, *others: str, width: int | None = None) -> Table:
     """A table that fits 80 columns: no lines between columns, and names and words wrap."""
     table = Table(
         title=f"\n{title}",
@@ -81,14 +85,15 @@ def _table(title: str, first: str, *others: str) -> Table:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column(first, overflow="fold")
+    table.add_column(first, overflow="fold", width=width)
     for heading in others:
         table.add_column(heading, no_wrap=heading not in ("target", "stored as"), overflow="fold")
     return table
 
 
 def _storage(inspection: Inspection) -> Table:
-    table = _table("How it is stored", "tensors", "stored as", "number", "size")
+    width = min(NAME_WIDTH, max((len(group.pattern) for group in inspection.storage), default=0))
+    table = _table("How it is stored", "tensors", "stored as", "number", "size", width=max(width, len("tensors")))
     for group in inspection.storage:
         table.add_row(group.pattern, group.stored_as, str(group.tensors), decimal(group.nbytes))
     return table

@@ -56,8 +56,8 @@ def _tables_of(node: ir.Node, islands: bool) -> Iterator[tuple[str, Table]]:
         yield _name(product.codes), _integers(product)
     elif node.op_type == "DequantizeLinear" and not feeds_experts(node):
         yield _name(decoder_inputs(node)[0]), _pair(node)
-    elif (found := picked_codes(node)) is not None:
-        yield _name(found), _picked(node, found)
+    elif (codes := picked_codes(node)) is not None:
+        yield _name(codes), _picked(node, codes)
     elif node.op_type in OPERATORS:
         for weight, table in experts_tables(node):
             yield _name(weight), table
@@ -185,10 +185,10 @@ def _picked(node: ir.Node, codes: ir.Value) -> Table:
         read = _cut(_joined(read), width)
         return _moved(read, offsets, width) if offsets is not None else read
 
-    ends = tuple(whole(end) for end in picked_ends(node, (1 << bits) - 1))
+    lowest, highest = map(whole, picked_ends(node, (1 << bits) - 1))
     uneven = offsets is not None or has_points(node)
     read = read_picked(node)
-    quantization = Quantization(bits, block, offsets is not None, ends if uneven else None)
+    quantization = Quantization(bits, block, offsets is not None, (lowest, highest) if uneven else None)
     return Table((rows, width), whole(read), read(0, 1).dtype, quantization)
 
 

@@ -26,6 +26,11 @@ ERROR_SEVERITY = 3
 EXACT_KEY = "mlas.qnbit.force_fp32"
 PAIRED_KEY = "session.qdq_matmulnbits_accuracy_level"
 """Level of the products that ONNX Runtime makes of DequantizeLinear and MatMul; 0 takes float activations."""
+PRECISE_KEY = "session.x64quantprecision"
+"""Makes int8 weights of products uint8 ones when a graph is loaded, with which no x86 processor saturates."""
+WITHOUT_KEY = "optimization.disable_specified_optimizers"
+PRECISE_ENTRIES: Mapping[str, str] = MappingProxyType({PRECISE_KEY: "1", WITHOUT_KEY: "ConstantSharing"})
+"""The key, and what goes with it: weights whose zero points are one and the same tensor do not load (1.31)."""
 EXACT_ENTRIES: Mapping[str, str] = MappingProxyType({EXACT_KEY: "1", PAIRED_KEY: "0"})
 ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
@@ -37,7 +42,7 @@ KNOWN_KEYS = frozenset(
         ASSIGNMENT_KEY,
         "mlas.use_lut_gemm",
         "optimization.constant_folding_max_output_size_in_bytes",
-        "optimization.disable_specified_optimizers",
+        WITHOUT_KEY,
         "session.collect_node_memory_stats_to_file",
         "session.disable_cpu_ep_fallback",
         "session.disable_prepacking",
@@ -50,7 +55,7 @@ KNOWN_KEYS = frozenset(
         "session.set_denormal_as_zero",
         "session.strict_shape_type_inference",
         "session.use_device_allocator_for_initializers",
-        "session.x64quantprecision",
+        PRECISE_KEY,
     }
 )
 """Session keys that ONNX Runtime 1.31 knows, of those that make sense here (a test looks each up in its library)."""

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.diagnosis.evidence import Evidence, label
-from truecast.diagnosis.host import PRECISE_KEY
 from truecast.diagnosis.model import Seen, seen
 from truecast.diagnosis.rules.rule import ERROR, INFO, WARNING, Rule
 from truecast.diagnosis.stored import Weight
+from truecast.runtime.providers import PRECISE_KEY
 
 PRODUCTS = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1}
 """Products in float and the input that is the weight."""
