@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.docs.manual import REPOSITORY
-from truecast.request.options import EXPORTERS, option_of
+from truecast.request.options import EXPORTERS, options
 from truecast.targets import find_target
 from truecast.trace.torchscript import LATEST
 
@@ -20,7 +20,7 @@ def test_help_and_the_table_of_options_name_every_range(opsets: str) -> None:
         for line in (REPOSITORY / "docs" / "command-line.md").read_text().splitlines()
         if line.startswith("| `--opset`")
     )
-    assert opsets in option_of("opset").help
+    assert opsets in dict(options())["opset"].help
     assert opsets in row and f"default {LATEST}" in row
 
 

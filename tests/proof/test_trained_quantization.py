@@ -19,13 +19,9 @@ from tests.proof.planting import manifest_of
 from truecast.artifact import Status
 from truecast.errors import InputError
 from truecast.exporting_modules import export_module
-<<<<<<< HEAD
-from truecast.request import Request
-=======
 from truecast.proof import modules
 from truecast.proof.module_points import Grid, ModulePoint
 from truecast.request import Request
->>>>>>> 1b9cf9d (Modules trained with quantization are proven where their values lie between codes and where bytes saturate)
 from truecast.runtime.integers import largest_code
 from truecast.runtime.providers import PRECISE_ENTRIES
 from truecast.trace.opening import ModuleSource
@@ -135,22 +131,10 @@ def outputs(folder: Path, x: np.ndarray, entries: dict[str, str], optimized: boo
     return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
 
 
-<<<<<<< HEAD
-def proven_or_saturating(module: nn.Module, folder: Path) -> Path:
-    """The proven artifact; where the processor saturates, the rejected one, which its parity has failed."""
-    if not SATURATES:
-        made = export_module(source_of(module), folder / "out", Request(precision="fp32"))
-        assert manifest_of(made).certificate.status is Status.PROVEN
-        return made
-    with pytest.raises(ProofError, match="as shipped against the original"):
-        export_module(source_of(module), folder / "out", Request(precision="fp32"))
-    return folder / "out.rejected"
-=======
 def proven(module: nn.Module, folder: Path) -> Path:
-    made = export_module(source_of(module), folder / "out", Request())
+    made = export_module(source_of(module), folder / "out", Request(precision="fp32"))
     assert manifest_of(made).certificate.status is Status.PROVEN
     return made
->>>>>>> 1b9cf9d (Modules trained with quantization are proven where their values lie between codes and where bytes saturate)
 
 
 def test_a_converted_module_keeps_its_codes_and_multiplies_integers(tmp_path: Path) -> None:
