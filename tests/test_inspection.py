@@ -29,6 +29,7 @@ from truecast.errors import InputError
 from truecast.inspection import Inspection, StorageGroup, inspect, recommended_precision, render
 from truecast.inspection.costs import LOGIT_COPIES, LOGIT_ROWS, product_count, weight_bytes
 from truecast.inspection.model import MODULE_PRECISIONS, PRECISIONS, WHOLE_ROW
+from truecast.request.options import precisions
 from truecast.targets import TARGETS
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 64, 96, 97, 3
@@ -131,7 +132,7 @@ def test_memory_to_prove_grows_by_what_the_proof_holds(tmp_path: Path) -> None:
     llama(wide, tie_word_embeddings=False, vocab_size=VOCABULARY + 1000)
     llama(narrow, tie_word_embeddings=False)
     peaks = [{c.precision: c for c in inspect(path).choices if c.target == "genai"} for path in (wide, narrow)]
-    for precision, bytes_each, products in (("fp32", 4, 1), ("fp16", 2, 1), ("int8", 1 + 4 / 32, 2)):
+    for precision, bytes_each, products in (("fp32", 4, 3), ("fp16", 2, 3), ("int8", 1 + 4 / 32, 2)):
         more, less = (found[precision].proof_peak for found in peaks)
         table_and_head, logits = 2 * 1000 * HIDDEN, 1000 * LOGIT_ROWS * LOGIT_COPIES * 4
         floats = 4 * table_and_head + 4 * products * table_and_head // 2
@@ -176,7 +177,9 @@ def test_an_encoder_has_no_cache_and_no_target_that_wants_one(tmp_path: Path) ->
     found = inspect(tmp_path)
     assert found.obstacle is None and found.kv_bytes_per_token is None
     assert {choice.target for choice in found.choices} == {"onnxruntime", "portable"}
-    assert {choice.precision for choice in found.choices} == {*PRECISIONS, *MODULE_PRECISIONS}
+    assert (
+        {choice.precision for choice in found.choices} == {*PRECISIONS, *MODULE_PRECISIONS} == {*precisions("module")}
+    )
     assert found.recommendation.precision == "fp32"
 
 

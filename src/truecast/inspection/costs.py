@@ -37,6 +37,10 @@ rest for the trace and the chunks of weights under way (0.43 to 0.57 GB measured
 LOGIT_ROWS, LOGIT_COPIES = 192, 4
 """Rows of logits at the proof's widest point, three texts of 64 tokens, and how often they are held: the author's, the
 graph's, those of the original weights, and their differences."""
+COPIES = {(False, False): 3, (False, True): 2, (True, False): 2, (True, True): 1}
+"""Copies of products, by whether it is a module without a cache, and has codes. ONNX Runtime packs the floats of each
+session: as shipped, as written, and of decoders with another number of threads. Codes are decoded once for the proof,
+and once more by the session that multiplies exactly."""
 RUN_BASE_BYTES = 50_000_000
 """Memory of Python, NumPy, ONNX Runtime 1.31 and tokenizers imported (47 MB measured on Linux x86-64)."""
 TOKENIZER_BYTES_PER_TOKEN = 1400
@@ -76,12 +80,12 @@ def choices(checkpoint: Checkpoint, becoming: Outlooks) -> tuple[Choice, ...]:
 def proof_bytes(checkpoint: Checkpoint, precision: str, size: Size) -> int:
     """Bytes of memory to export and prove.
 
-    Both files, which are mapped; the author's model in float32; what ONNX Runtime packs of every product; for codes the
-    decoded products as well, which the proof multiplies exactly; and logits.
+    Both files, which are mapped; the author's model in float32; copies of every product in float32, `COPIES`; logits.
     """
     count, products = parameter_count(checkpoint), product_count(checkpoint)
     stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    weights = FLOAT_BYTES["fp32"] * (count + products * (2 if _has_codes(checkpoint, precision) else 1))
+    copies = COPIES[is_module(checkpoint), _has_codes(checkpoint, precision)]
+    weights = FLOAT_BYTES["fp32"] * (count + products * copies)
     rows = 0 if is_module(checkpoint) else LOGIT_ROWS * LOGIT_COPIES * (vocabulary(checkpoint) or 0)
     return BASE_BYTES + stored + size.disk + weights + FLOAT_BYTES["fp32"] * rows
 
