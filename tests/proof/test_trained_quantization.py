@@ -161,7 +161,7 @@ def test_weights_with_one_zero_point_are_proven(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("planted", [False, True])
-def test_a_step_at_the_border_of_two_codes_is_excused_and_a_wrong_scale_is_not(planted: bool, tmp_path: Path) -> None:
+def test_a_step_at_the_border_of_two_codes_is_excused_and_another_bias_is_not(planted: bool, tmp_path: Path) -> None:
     """Inputs that lie between two codes: float64 leaves them there, and a division is not torch's multiplication."""
     module = trained()
     module.apply(quantization.disable_observer)
@@ -169,7 +169,7 @@ def test_a_step_at_the_border_of_two_codes_is_excused_and_a_wrong_scale_is_not(p
     scale, zero = module.quant.activation_post_process.scale, module.quant.activation_post_process.zero_point
     borders = (torch.arange(2 * 5 * WIDTH).reshape(2, 5, WIDTH) % 200 + 0.5 - zero) * scale
     if planted:
-        module.down.weight_fake_quant.scale *= 1.5
+        module.down.bias.data += 5
     source = replace(source_of(module), example_inputs={"input": borders})
     point = ModulePoint("borders", (borders,))
     with pytest.MonkeyPatch.context() as patch:
