@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from tests.hazards.building import constant, model, node, rows, save, tensor
+from tests.hazards.building import constant, linear, model, node, rows, save, tensor
 from truecast.diagnosis import RULES, diagnose
 
 LONG, BOOL = TensorProto.INT64, TensorProto.BOOL
@@ -39,6 +39,18 @@ def newer_beside() -> onnx.ModelProto:
     return model([node("Elu", ["x"], ["n"]), node("Swish", ["n"], ["y"])], [rows()], [rows("y")], opset=24)
 
 
+def weights_only_convolution() -> onnx.ModelProto:
+    kernel, scale = constant("q", np.ones((8, 4, 8, 8)), np.int8), constant("s", 0.1)
+    nodes = [node("DequantizeLinear", ["q", "s"], ["w"]), node("Conv", ["x", "w"], ["y"])]
+    return model(nodes, [tensor("x", ["batch", 4, 9, 9])], [tensor("y", ["batch", 8, 2, 2])], [kernel, scale])
+
+
+def nothing_quantized() -> onnx.ModelProto:
+    made = linear()
+    made.producer_name = "onnx.quantize"
+    return made
+
+
 WAYS: dict[str, tuple[str, str, Callable[[], onnx.ModelProto], str]] = {
     "older opset": ("TC107", "cuda", lambda: one("Elu", 22), "Export at opset 21 or lower"),
     "older opset lacks the rest": ("TC107", "cuda", newer_beside, "at an opset for this model"),
@@ -61,6 +73,8 @@ WAYS: dict[str, tuple[str, str, Callable[[], onnx.ModelProto], str]] = {
     "known nowhere": ("TC103", "cpu", lambda: one("Nonsense", 20), "no Nonsense in ai.onnx at any opset"),
     "dtype of no version": ("TC405", "cpu", lambda: one("Not", 20, result=BOOL), "no version of it takes the dtype"),
     "dtype of a later version": ("TC405", "cpu", lambda: one("ReduceMax", 18, BOOL), "export at opset 20"),
+    "a convolution's weight alone": ("TC202", "cpu", weights_only_convolution, "Quantize the input and the output"),
+    "a quantizer that found nothing": ("TC201", "cpu", nothing_quantized, "op_types_to_quantize=['MatMul', 'Gemm']"),
     "float64 fed": ("TC403", "cpu", lambda: one("Sqrt", 20, TensorProto.DOUBLE), "Export with float32 inputs"),
 }
 
