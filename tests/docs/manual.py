@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-GENERATED = {"conformance.md"}
+GENERATED = {"conformance.md", "survey.md"}
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 WRITTEN = [page for page in PAGES if page.name not in GENERATED]
 
