@@ -120,7 +120,7 @@ def _inputs(
     batch = {0: Axis(BATCH)}
     if main == "pixel_values":
         height, width = _image_size(config)
-        pixels = torch.zeros(EXAMPLE_BATCH, int(getattr(config, "num_channels", 3)), height, width, dtype=dtype)
+        pixels = torch.zeros(EXAMPLE_BATCH, int(_of_pictures(config, "num_channels") or 3), height, width, dtype=dtype)
         return (InputSpec(main, pixels, batch),)
     if main in SOUNDS:
         return sound_inputs(model, config, checkpoint, dtype, EXAMPLE_BATCH)
@@ -177,8 +177,18 @@ def _positions(module: nn.Module, config: Mapping[str, Any]) -> int | None:
     return tables[0].num_embeddings - (0 if padding is None else padding + 1)
 
 
+PICTURES = ("vision_config", "backbone_config")
+"""Parts of a configuration that are of what sees."""
+
+
+def _of_pictures(config: PreTrainedConfig, name: str) -> Any:
+    """A setting of the model's, or of the part of it that sees."""
+    parts = (config, *(getattr(config, part, None) for part in PICTURES))
+    return next((value for part in parts if (value := getattr(part, name, None)) is not None), None)
+
+
 def _image_size(config: PreTrainedConfig) -> tuple[int, int]:
-    size = getattr(config, "image_size", None)
+    size = _of_pictures(config, "image_size")
     if isinstance(size, int):
         return size, size
     if isinstance(size, list | tuple) and len(size) == 2:

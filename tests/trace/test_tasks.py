@@ -1,0 +1,59 @@
+"""The inputs of a task's model: pictures of the size that the part which sees is made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.encoders import PICTURE
+from tests.tiny import Case, tiny_checkpoint
+from truecast.trace.opening import ModuleSource, open_author
+
+SEES: dict[str, Any] = {**PICTURE, "patch_size": 4, "image_size": 20, "num_channels": 1}
+READS = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
+SWIN = {
+    "model_type": "swin",
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "window_size": 4,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [2, 2, 2, 2],
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+SEGMENTS = {
+    **dict.fromkeys(("hidden_size", "feature_size", "mask_feature_size", "encoder_feedforward_dim"), 32),
+    "dim_feedforward": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_attention_heads": 4,
+    "num_queries": 5,
+}
+
+
+CLIP = {"vision_config": SEES, "text_config": READS, "projection_dim": 16}
+CASES = [
+    (Case("clip", "CLIPConfig", CLIP, model_class="CLIPForImageClassification"), [1, 20, 20]),
+    (
+        Case("swin", "Mask2FormerConfig", {"backbone_config": SWIN, **SEGMENTS}, model_class="Mask2FormerModel"),
+        [3, 32, 32],
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "shape"), CASES, ids=lambda value: getattr(value, "name", ""))
+def test_a_picture_has_the_size_and_the_channels_of_the_part_that_sees(
+    case: Case, shape: list[int], tmp_path: Path
+) -> None:
+    tiny_checkpoint(case, tmp_path)
+    author, _ = open_author(ModuleSource(tmp_path))
+    (pixels,) = author.inputs
+    assert list(pixels.example.shape[1:]) == shape
