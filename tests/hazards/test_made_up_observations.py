@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.hazards.building import linear, save
+from tests.hazards.quantization import saturating
 from truecast.diagnosis.diagnosing import gather
 from truecast.diagnosis.evidence import Evidence
-from truecast.diagnosis.model import Seen
-from truecast.diagnosis.observing import Observed, Timing
-from truecast.diagnosis.rules import session
+from truecast.diagnosis.host import Host, this_host
+from truecast.diagnosis.model import Seen, Severity
+from truecast.diagnosis.observing import Observed, Subject, Timing, observe
+from truecast.diagnosis.rules import quantization, session
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 COPIES = tuple(Timing(f"Memcpy_{index}", "MemcpyToHost", CUDA, 0.5) for index in range(9))
@@ -41,3 +43,22 @@ def test_copies_carry_their_time(tmp_path: Path) -> None:
     found = session.copies_ran(evidence)
     assert found is not None
     assert (found.count, found.milliseconds) == (9, 4.5)
+
+
+@pytest.mark.parametrize(("moved", "severity"), [(None, None), (0.1, None), (0.0, Severity.INFO)])
+def test_saturation_that_changed_no_output_is_for_information(
+    moved: float | None, severity: Severity | None, tmp_path: Path
+) -> None:
+    evidence = replace(
+        gather(saturating(tmp_path, True)), host=Host(saturates=True), observed=Observed(saturation=moved)
+    )
+    found = quantization.saturates(evidence)
+    assert found is not None
+    assert found.severity == severity
+    assert ("with exact products outputs differ by" in found.detail) == (moved is not None)
+
+
+def test_saturation_is_measured_in_a_run(tmp_path: Path) -> None:
+    observed = observe(Subject(saturating(tmp_path, True), "cpu", {}, {}))
+    assert observed.saturation is not None
+    assert (observed.saturation > 0) == this_host().saturates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +23,13 @@ from truecast.runtime.providers import (
     EXACT_ENTRIES,
     LOAD_ERRORS,
     PAIRED_KEY,
+    PRECISE_ENTRIES,
     PROVIDERS,
     session_options,
 )
 
+INTEGER_PRODUCT = re.compile("Integer|QLinear|QGemm|QAttention|DynamicQuantizeMatMul|DynamicQuantizeLSTM")
+"""Operators whose kernels multiply bytes."""
 KERNEL_EVENT = "_kernel_time"
 MICROSECONDS_PER_MS = 1000
 EXACT = EXACT_ENTRIES[PAIRED_KEY]
@@ -48,9 +52,10 @@ class Observed:
     `refusal` says why there is none. `assigned` counts nodes per execution provider. `unfed` says why no inputs could
     be made up. `failed` are the first trials that the model refused, `trials` the one that worked and those around it,
     or none. `timings` are of one warm run. `difference` is the largest relative difference of an output with and
-    without ONNX Runtime's optimizer. `roundings` are the activations that become int8 codes at every run, and `kept`
-    the least cosine of an output with that of the same graph whose activations are not rounded. `ended` says what was
-    being done when the process was ended or broke down, and `crashed` that it did so by itself.
+    without ONNX Runtime's optimizer, `saturation` that with this processor's integer products and with exact ones.
+    `roundings` are the activations that become int8 codes at every run, and `kept` the least cosine of an output with
+    that of the same graph whose activations are not rounded. `ended` says what was being done when the process was
+    ended or broke down, and `crashed` that it did so by itself.
     """
 
     installed: bool = True
@@ -61,6 +66,7 @@ class Observed:
     trials: tuple[Trial, ...] = ()
     timings: tuple[Timing, ...] = ()
     difference: float | None = None
+    saturation: float | None = None
     roundings: tuple[Rounding, ...] = ()
     kept: float | None = None
     ended: str | None = None
@@ -171,6 +177,10 @@ def _compared(known: Observed, outputs: Outputs, subject: Subject, tell: Tell) -
     if subject.entries.get(PAIRED_KEY, EXACT) != EXACT:  # int8 activations that were asked for are not the optimizer's
         outputs = _outputs(exact, base) or outputs
     known = replace(known, difference=_difference(outputs, _outputs(subject, base, optimize=False)))
+    if any(INTEGER_PRODUCT.search(timing.operator) for timing in known.timings):
+        tell("a run with exact integer products", known)
+        precise = replace(subject, entries={**subject.entries, **PRECISE_ENTRIES})
+        known = replace(known, saturation=_difference(outputs, _outputs(precise, base)))
     tell("a run that shows rounded activations", known)
     options = _options(subject.entries)
     roundings = measure_rounding(subject.file, options, subject.execution_provider, base, subject.bounds)
@@ -234,8 +244,8 @@ def _outputs(subject: Subject, trial: Trial, optimize: bool = True) -> Outputs |
 
 
 def _difference(outputs: Outputs, plain: Outputs | None) -> float | None:
-    """The largest difference relative to the largest value, over float outputs."""
-    if plain is None:
+    """The largest difference relative to the largest value, over float outputs; None where there are none."""
+    if plain is None or not any(result.dtype.kind == "f" for result in outputs.values()):
         return None
     found = [0.0]
     for name, result in outputs.items():

@@ -55,7 +55,8 @@ def measure_rounding(
         session = _opened(model, file, options, execution_provider)
         feeds = make_feeds(session.get_inputs(), trial.sizes, bounds)
         asked = [name for name in read if name not in feeds]
-        values = {**feeds, **dict(zip(asked, session.run(asked, feeds), strict=True))}
+        made = session.run(asked, feeds) if asked else []  # a run that is asked for nothing returns everything
+        values = {**feeds, **dict(zip(asked, made, strict=True))}
     except LOAD_ERRORS:  # the file itself ran; what is only known with more outputs stays unknown
         return ()
     found = (Rounding(node, decibels(np.asarray(values[name]))) for name, node in read.items() if values[name].size)

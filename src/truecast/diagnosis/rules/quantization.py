@@ -211,8 +211,14 @@ def saturates(evidence: Evidence) -> Seen | None:
     if evidence.provider != "cpu" or evidence.settings.entries.get(PRECISE_KEY) == "1":
         return None
     full = [(node, weight) for node, weight in _signed_pairs(evidence) if _full_range(weight)]
+    moved = None if evidence.observed is None else evidence.observed.saturation
     if evidence.host.saturates:
-        return seen((f"{label(node)} ({weight.name})" for node, weight in full), "measured on this processor")
+        said = "" if moved is None else f"; with exact products outputs differ by {moved:.2g} of the largest value"
+        return seen(
+            (f"{label(node)} ({weight.name})" for node, weight in full),
+            f"measured on this processor{said}",
+            severity=INFO if moved == 0 else None,
+        )
     return seen(
         (f"{label(node)} ({weight.name})" for node, weight in full),
         "exact on this processor, which was measured; elsewhere the same file gives other numbers",
