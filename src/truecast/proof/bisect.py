@@ -8,7 +8,7 @@ the order of the graph, whose result is off beyond the pieces' usual rounding is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from truecast.proof.points import Point
 from truecast.proof.recording import Recording, record
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import RUN_ERRORS, exact_products, session_of
-from truecast.proof.tally import reason
+from truecast.proof.tally import broke, reason
 from truecast.proof.weights import Fault
 
+BISECTED_POINTS = 3
+"""Failing points that are looked at, in the order of the grid."""
 LEAST = 1e-5
 """An error below this, in parts of the piece's largest value, is rounding; healthy pieces have 1e-7 to 2e-6."""
 UNUSUAL = 30.0
@@ -56,6 +58,28 @@ class Divergence:
         """One sentence for the certificate."""
         where = f"layer {self.layer}" if self.layer is not None else "outside the layers"
         return f"First divergence: {where}, node {self.node!r} ({self.kind}): {self.detail}."
+
+
+def located(
+    folder: Path,
+    reference: Reference,
+    manifest: Manifest,
+    failed: Sequence[tuple[Point, int]],
+    faults: Sequence[Fault],
+    report: Callable[[int, int], None],
+) -> str:
+    """What bisection says of a failed proof, in one sentence; arguments as `bisect` has them."""
+    report(0, 1)
+    try:
+        found = bisect(folder, reference, manifest, failed[:BISECTED_POINTS], faults)
+    except Exception as error:  # the graph is wrong, in a way that its pieces cannot be run
+        return f"Bisection does not get through the graph ({broke(error)})."
+    report(1, 1)
+    if found is not None:
+        return str(found)
+    return (
+        "Bisection found every piece of the graph sound on the author's own numbers; the error builds up between them."
+    )
 
 
 def bisect(

@@ -22,11 +22,12 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from truecast.proof.cuts import TOGETHER, initializers_of, layer_of_attention, module_of, piece, tapped
+from truecast.proof.formulas import attention_faults
 from truecast.proof.held import HeldWeight, array_of
 from truecast.proof.measures import without_odd
 from truecast.proof.operators import EVALUATED, Array
 from truecast.proof.parity import HALF_EPSILON
-from truecast.proof.recording import AttentionRecord, Recording
+from truecast.proof.recording import Recording
 from truecast.proof.reference import Reference
 
 SAME_WEIGHT = 1e-6
@@ -152,27 +153,11 @@ def hint(node: ir.Node, model: ir.Model, recording: Recording, reference: Refere
     """What the author's module or call says that the node does not; empty when nothing is known."""
     if node.op_type == "GroupQueryAttention":
         layers = sorted(layer_of_attention(n) for n in model.graph if n.op_type == node.op_type)
-        return _attention_hint(node, recording.attention[layers.index(layer_of_attention(node))])
+        return attention_faults(node, recording.attention[layers.index(layer_of_attention(node))])
     if "epsilon" in node.attributes:
         module = module_of(node.outputs[0], head_of(reference))
         return _epsilon_hint(node, dict(reference.model.named_modules()).get(module))
     return ""
-
-
-def _attention_hint(node: ir.Node, record: AttentionRecord) -> str:
-    said = {name: float(a.value) for name, a in node.attributes.items() if isinstance(a.value, int | float)}
-    usual = float(record.query.shape[-1] ** -0.5)
-    settings = {"scaling": usual, "softcap": None, "sliding_window": None, **record.settings}
-    pairs = [
-        ("scale", said.get("scale") or usual, settings["scaling"] or usual),
-        ("softcap", said.get("softcap", 0.0), settings["softcap"] or 0.0),
-    ]
-    if "sliding_window" in record.settings:
-        pairs.append(("local_window_size", said.get("local_window_size", -1.0), settings["sliding_window"] or -1))
-    wrong = [
-        f"{n} is {got:.6g}, the author's is {want:.6g}" for n, got, want in pairs if abs(got - want) > 1e-6 * abs(want)
-    ]
-    return ", ".join(wrong)
 
 
 def _epsilon_hint(node: ir.Node, module: nn.Module | None) -> str:

@@ -26,6 +26,7 @@ from truecast.halves.model import Half
 from truecast.measure.environment import environment
 from truecast.proof.claims import claims_check, half_of, with_own
 from truecast.proof.cosines import Cosines
+from truecast.proof.formulas import module_formulas
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.integer_checks import quantization_checks
 from truecast.proof.module_halves import TWIN, TorchHalf, half_checks, rounding_check, table_check
@@ -42,7 +43,7 @@ from truecast.proof.shaken import rounds_to_codes, shaken
 from truecast.proof.side_facts import side_checks
 from truecast.proof.source.checks import loading_checks
 from truecast.proof.static import kernel_check
-from truecast.proof.tally import Worst, broken, check
+from truecast.proof.tally import UNCOMPARED, UNREAD, Worst, attempts, broke, broken, check
 from truecast.proof.weights import accounting_checks, hash_check, value_check
 from truecast.trace.author import AuthorModule
 from truecast.trace.opening import ModuleSource, open_author
@@ -130,15 +131,19 @@ def prove_module(
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.of_module(author, checkpoint, source.trust_remote_code)
     author = replace(author, module=reference.model, mode=None)
-    weights = held_weights(model, manifest.weights, reference.sources, half_of(model, fallbacks=True) is not None)
-    weights = with_own(weights, manifest, reference)
+    try:
+        islands = half_of(model, fallbacks=True) is not None
+        held = held_weights(model, manifest.weights, reference.sources, islands)
+        weights = with_own(held, manifest, reference)
+    except Exception as error:  # a graph may be wrong in any way
+        return _certificate([broken("static", UNREAD, broke(error))], [], {})
     case = _Case(folder, manifest, model, author, reference, weights, report, steps)
     with reference.threads():
         checks = _static(case)
-        if not next(check for check in checks if check.name == "kernels").passed:
+        if not any(check.name == "kernels" and check.passed for check in checks):
             return _certificate(checks, [], {})
         noise = signal_to_noise(reference, weights, reference.sources) if case.is_quantized else {}
-        run, notes = _run(case, source)
+        run, notes = _to_its_end(case, source)
         sides, said = side_checks(folder, checkpoint, manifest)
     return _certificate([*checks, *sides, *run], [*notes, *said], noise)
 
@@ -153,20 +158,38 @@ def _certificate(checks: Sequence[Check], notes: Sequence[str], noise: Noise) ->
 def _static(case: _Case) -> list[Check]:
     """Tier 1: every check that runs no module."""
     model, manifest, reference, weights = case.model, case.manifest, case.reference, case.weights
-    values, _ = value_check(reference, weights, lambda done, total: case.report("check weights", done, total))
-    half = case.half
-    elsewhere = half is not None and half.providers
-    return [
-        *module_graph_checks(model, manifest, case.author),
-        *([] if half is None else half_checks(case.folder, model, manifest, half)),
-        table_check(model, half) if half and elsewhere else kernel_check(case.folder, model, manifest.graph.file),
-        *accounting_checks(model, manifest, reference, weights),
-        hash_check(model, manifest),
-        claims_check(model, manifest, weights),
-        *quantization_checks(model, manifest, weights, reference.sources.tied),
-        values,
-        *loading_checks(reference, manifest, weights, reference.sources, partial(case.report, "check the source")),
-    ]
+    half, source = case.half, partial(case.report, "check the source")
+    elsewhere, file = half is not None and half.providers, manifest.graph.file
+
+    def values() -> list[Check]:
+        return [value_check(reference, weights, partial(case.report, "check weights"))[0]]
+
+    return attempts(
+        "static",
+        {
+            "graph": lambda: module_graph_checks(model, manifest, case.author),
+            "16 bits": lambda: [] if half is None else half_checks(case.folder, model, manifest, half),
+            "kernels": lambda: [
+                table_check(model, half) if half and elsewhere else kernel_check(case.folder, model, file)
+            ],
+            "accounting": lambda: accounting_checks(model, manifest, reference, weights),
+            "hashes": lambda: [hash_check(model, manifest)],
+            "kind of artifact": lambda: [claims_check(model, manifest, weights)],
+            "quantization": lambda: quantization_checks(model, manifest, weights, reference.sources.tied),
+            "weights": values,
+            "source": lambda: loading_checks(reference, manifest, weights, reference.sources, source),
+        },
+    )
+
+
+def _to_its_end(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
+    """`_run`, of which what it cannot deal with is a failed check as well."""
+    try:
+        return _run(case, source)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a wrong graph makes of ONNX Runtime, NumPy or our own code
+        return [broken(TIER, UNCOMPARED, broke(error))], []
 
 
 def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
@@ -177,6 +200,9 @@ def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
     repeats = zip(points, original, again, strict=True)
     faults = [fault for point, first, second in repeats for fault in repeat_faults(point.name, first, second)]
     checks = [repeat_check(faults, case.reference, len(points))]
+    checks += attempts(
+        "static", {"formulas": lambda: [module_formulas(case.model, case.reference, lambda: case.outputs(points[0]))]}
+    )
     checks += case.steps.check(TIER)
     if not case.keeps_values:
         case.reference.load_held(case.weights)
@@ -202,6 +228,10 @@ def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
     if not case.keeps_values:
         checks += _cosine_checks(FORMAT_NAME, ways[-1].format_cosines, FORMAT_COSINE)
     return checks, [*refused, *case.reference.fresh.notes()]
+
+
+def _formulas(case: _Case, point: ModulePoint) -> Check:
+    return module_formulas(case.model, case.reference, lambda: case.outputs(point))
 
 
 def _ways(case: _Case) -> list[_Way]:

@@ -10,7 +10,7 @@ load does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,12 @@ from truecast.calibration.libraries import CALIBRATED, FOLDING
 from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.measure.environment import environment
-from truecast.proof.bisect import bisect
+from truecast.proof.bisect import located
 from truecast.proof.cache import cache_checks
 from truecast.proof.claims import cache_bits_of, claims_check, half_of, is_librarys, with_own
 from truecast.proof.ending import ending_checks, ending_note
 from truecast.proof.expert_kernels import expert_checks
+from truecast.proof.formulas import decoder_formulas
 from truecast.proof.generation import (
     LONG_NEW,
     generated,
@@ -67,7 +68,7 @@ from truecast.proof.side_facts import side_checks
 from truecast.proof.source.checks import loading_checks
 from truecast.proof.static import graph_checks, kernel_check
 from truecast.proof.tables import table_checks
-from truecast.proof.tally import broken, reason
+from truecast.proof.tally import UNCOMPARED, UNREAD, attempts, broke, broken
 from truecast.proof.variants import variant_checks
 from truecast.proof.weights import Fault, accounting_checks, hash_check, value_check
 from truecast.targets.side_files import context_length
@@ -76,8 +77,6 @@ from truecast.weights.sources import Sources
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the amount done and the amount in all."""
 
-BISECTED_POINTS = 3
-"""Failing points that a bisection looks at, in the order of the grid."""
 VARIANT_POINTS = ("left padding", "right padding")
 """Points that serve the variants: the first one that the padding contract allows."""
 
@@ -190,12 +189,15 @@ def prove(
     report = progress or (lambda stage, done, total: None)
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.build(checkpoint, trust_remote_code, original)
-    weights = with_own(held_weights(model, manifest.weights, reference.sources), manifest, reference)
     floats = reference.sources if original is None else replace(reference.sources, checkpoint=original)
+    try:
+        weights = with_own(held_weights(model, manifest.weights, reference.sources), manifest, reference)
+    except Exception as error:  # a graph may be wrong in any way
+        return _certificate([broken("static", UNREAD, broke(error))], [], {})
     case = _Case(folder, manifest, model, reference, weights, floats, tuple(texts), report)
     with reference.threads():
         checks, faults = _static(case, checkpoint)
-        if not next(check for check in checks if check.name == "kernels").passed:
+        if not any(check.name == "kernels" and check.passed for check in checks):
             return _certificate(checks, [], {})
         noise = {} if case.keeps_values else case.noise()
         checks += [likeness_check(noise)] if noise and case.is_library_made else []
@@ -204,7 +206,7 @@ def prove(
         run, notes, failed = _to_its_end(case, checkpoint)
         checks += run
         if failed or faults:
-            notes = [_located(case, failed, faults), *notes]
+            notes = [located(folder, reference, manifest, failed, faults, case.stage("bisect")), *notes]
     return _certificate(checks, [*notes, *said], noise)
 
 
@@ -218,19 +220,30 @@ def _certificate(checks: list[Check], notes: Sequence[str], noise: Noise) -> Cer
 def _static(case: _Case, checkpoint: Checkpoint) -> tuple[list[Check], list[Fault]]:
     """Tier 1: every check that runs no model, and the weights that are wrong."""
     manifest, model = case.manifest, case.model
-    asked, tied = asked_weights(case.reference.model, case.weights), case.reference.sources.tied
-    values, faults = value_check(case.reference, case.known_weights, case.stage("check weights"))
-    checks = [
-        *graph_checks(model, manifest, checkpoint.config),
-        claims_check(model, manifest, case.weights, decoder=True),
-        *quantization_checks(model, manifest, asked, tied),
-        kernel_check(case.folder, model, manifest.graph.file),
-        *accounting_checks(model, manifest, case.reference, case.weights),
-        hash_check(model, manifest),
-        values,
-        *loading_checks(case.reference, manifest, case.weights, case.floats, case.stage("check the source")),
-        *table_checks(model, manifest, case.reference),
-    ]
+    reference, weights = case.reference, case.weights
+    faults: list[Fault] = []
+
+    def values() -> Iterator[Check]:
+        check, found = value_check(reference, case.known_weights, case.stage("check weights"))
+        faults.extend(found)
+        yield check
+
+    asked, source = asked_weights(reference.model, weights), case.stage("check the source")
+    checks = attempts(
+        "static",
+        {
+            "graph": lambda: graph_checks(model, manifest, checkpoint.config),
+            "kind of artifact": lambda: [claims_check(model, manifest, weights, decoder=True)],
+            "quantization": lambda: quantization_checks(model, manifest, asked, reference.sources.tied),
+            "kernels": lambda: [kernel_check(case.folder, model, manifest.graph.file)],
+            "accounting": lambda: accounting_checks(model, manifest, reference, weights),
+            "hashes": lambda: [hash_check(model, manifest)],
+            "weights": values,
+            "source": lambda: loading_checks(reference, manifest, weights, case.floats, source),
+            "tables": lambda: table_checks(model, manifest, reference),
+            "formulas": lambda: [decoder_formulas(model, reference, context_length(checkpoint))],
+        },
+    )
     return checks, faults
 
 
@@ -241,7 +254,7 @@ def _to_its_end(case: _Case, checkpoint: Checkpoint) -> tuple[list[Check], list[
     except InputError:
         raise
     except Exception as error:  # whatever a wrong graph makes of ONNX Runtime, NumPy or our own code
-        return [broken("parity", "the graph can be compared", f"{type(error).__name__}: {reason(error)}")], [], []
+        return [broken("parity", UNCOMPARED, broke(error))], [], []
 
 
 def _limits(case: _Case, checkpoint: Checkpoint) -> Limits:
@@ -384,18 +397,3 @@ def _generation(case: _Case, limits: Limits, usual: Subject, shipped: Subject) -
         as_shipped = generated(shipped.decoder, prompts, count)
         checks.append(shipped_check(as_shipped, story, f"{shipped.name}, {name}"))
     return checks
-
-
-def _located(case: _Case, failed: Sequence[tuple[Point, int]], faults: Sequence[Fault]) -> str:
-    """What bisection says of a failed proof, in one sentence."""
-    case.report("bisect", 0, 1)
-    try:
-        found = bisect(case.folder, case.reference, case.manifest, failed[:BISECTED_POINTS], faults)
-    except Exception as error:  # the graph is wrong, in a way that its pieces cannot be run
-        return f"Bisection does not get through the graph ({type(error).__name__}: {reason(error)})."
-    case.report("bisect", 1, 1)
-    if found is not None:
-        return str(found)
-    return (
-        "Bisection found every piece of the graph sound on the author's own numbers; the error builds up between them."
-    )

@@ -83,7 +83,7 @@ def _watched(model: PreTrainedModel, recording: Recording) -> Iterator[None]:
             stack.callback(module.register_forward_hook(_hook(name, recording), with_kwargs=True).remove)
         for kind in (nn.Linear, nn.Embedding):
             stack.enter_context(_watched_class(kind, names, recording))
-        stack.enter_context(_watched_attention(model, recording))
+        stack.enter_context(watched_attention(model, recording))
         yield
 
 
@@ -118,7 +118,8 @@ def _watched_class(kind: type[nn.Module], names: Mapping[int, str], recording: R
 
 
 @contextmanager
-def _watched_attention(model: PreTrainedModel, recording: Recording) -> Iterator[None]:
+def watched_attention(model: PreTrainedModel, recording: Recording) -> Iterator[None]:
+    """Records every call of the attention function while the context lasts."""
     functions, masks = ALL_ATTENTION_FUNCTIONS._global_mapping, ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     configs |= {id(m.__dict__["config"]): m.__dict__["config"] for m in model.modules() if "config" in m.__dict__}

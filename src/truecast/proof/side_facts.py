@@ -14,10 +14,9 @@ from typing import Any
 
 from truecast.artifact import SAVED_NAME, Check, Manifest
 from truecast.checkpoint.model import Checkpoint
-from truecast.errors import InputError
 from truecast.proof.files import added_files, data_files
 from truecast.proof.genai_tokens import genai_token_checks
-from truecast.proof.tally import broken, counted
+from truecast.proof.tally import broke, broken, counted
 from truecast.proof.transformers_tokens import transformers_notes
 from truecast.runtime.text import added_ids
 from truecast.targets import find_target
@@ -42,8 +41,8 @@ def side_checks(folder: Path, checkpoint: Checkpoint, manifest: Manifest) -> tup
             write_side_files(checkpoint, target, manifest.graph.model_copy(update=stated), Path(scratch))
             stated |= {"ids_before_text": [], "ids_behind_text": []} | added_ids(Path(scratch))
             faults = [*_file_faults(folder, Path(scratch), manifest), *_stated_faults(manifest, stated)]
-    except (InputError, OSError) as error:
-        return [broken(TIER, NAME, str(error))], []
+    except Exception as error:  # a manifest may say anything
+        return [broken(TIER, NAME, broke(error))], []
     tokens, notes = genai_token_checks(folder) if target.name == GENAI else ([], [])
     notes += transformers_notes(folder)
     return [counted(TIER, NAME, faults, "facts", f"{len(checkpoint.side_files)} files of the source"), *tokens], notes

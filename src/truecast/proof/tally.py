@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from truecast.artifact import Check
+from truecast.errors import InputError
 
+UNREAD, UNCOMPARED = "weights can be read from the graph", "the graph can be compared"
+"""Checks that fail where a graph is so wrong that nothing can be measured."""
 DIGITS = 4
 """Significant digits of a measured value in the certificate."""
 
@@ -39,6 +43,27 @@ def check(
 def broken(tier: str, name: str, detail: str) -> Check:
     """A check that could not be measured because something does not work at all."""
     return Check(tier=tier, name=name, passed=False, detail=detail)
+
+
+def attempted(tier: str, name: str, make: Callable[[], Iterable[Check]]) -> list[Check]:
+    """The checks that `make` gives; where it breaks, one that failed, with the reason.
+
+    A graph or a manifest may be wrong in any way, and break ONNX Runtime, NumPy or our own code.
+    """
+    try:
+        return list(make())
+    except Exception as error:
+        return [broken(tier, name, broke(error))]
+
+
+def attempts(tier: str, groups: Mapping[str, Callable[[], Iterable[Check]]]) -> list[Check]:
+    """The checks of all groups, each attempted, so that one that breaks hides no other."""
+    return [found for what, make in groups.items() for found in attempted(tier, f"{what}: can be checked", make)]
+
+
+def broke(error: Exception) -> str:
+    """What an error is and says, in one line; one of our own is a sentence."""
+    return reason(error) if isinstance(error, InputError) else f"{type(error).__name__}: {reason(error)}"
 
 
 def reported(tier: str, name: str, measured: float, unit: str, detail: str) -> Check:
