@@ -163,7 +163,8 @@ def saturates(file: Path, finding: Finding) -> tuple[bool | None, str]:
     plain, precise = ran(session(file), feeds), ran(session(file, **{PRECISE: "1"}), feeds)
     if isinstance(plain, str) or isinstance(precise, str):
         return None, "it does not run"
-    return _differ(plain, precise, f"with {PRECISE}=1")
+    differs, how = _differ(plain, precise, f"with {PRECISE}=1")
+    return differs == (finding.severity == "warning"), how
 
 
 def optimizer_differs(file: Path, finding: Finding) -> tuple[bool | None, str]:
@@ -178,6 +179,8 @@ def optimizer_differs(file: Path, finding: Finding) -> tuple[bool | None, str]:
 def _differ(first: list[np.ndarray], second: list[np.ndarray], how: str, least: float = 0.0) -> tuple[bool, str]:
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a.dtype.kind == "f" and a.size]
     worst = max((float(np.abs(a - b).max() / (np.abs(b).max() or 1)) for a, b in pairs), default=0.0)
+    if any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True) if a.dtype.kind in "iub"):
+        return True, f"whole numbers change {how}"
     return worst > least, f"outputs differ by {worst:.2g} {how}"
 
 

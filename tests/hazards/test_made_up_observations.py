@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
-from tests.hazards.building import linear, save
+from tests.hazards.building import WIDTH, linear, save, tensor
 from tests.hazards.quantization import saturating
 from truecast.diagnosis.diagnosing import gather
 from truecast.diagnosis.evidence import Evidence
@@ -62,3 +63,11 @@ def test_saturation_is_measured_in_a_run(tmp_path: Path) -> None:
     observed = observe(Subject(saturating(tmp_path, True), "cpu", {}, {}))
     assert observed.saturation is not None
     assert (observed.saturation > 0) == this_host().saturates
+
+
+def test_whole_numbers_that_change_are_saturation_too(tmp_path: Path) -> None:
+    made = onnx.load(saturating(tmp_path, True))
+    del made.graph.node[2:]
+    made.graph.output[0].CopyFrom(tensor("i", ["batch", WIDTH], onnx.TensorProto.INT32))
+    observed = observe(Subject(save(made, tmp_path), "cpu", {}, {}))
+    assert observed.saturation == float(this_host().saturates)

@@ -14,9 +14,10 @@ from tests.hazards import attention, dtypes, kernels
 from tests.hazards.building import linear, save
 from truecast.cli import main
 from truecast.diagnosis import Severity, diagnose
-from truecast.diagnosis.host import PRECISE_KEY, integer_products_differ
+from truecast.diagnosis.host import integer_products_differ
 from truecast.diagnosis.observing import Subject, observe
 from truecast.diagnosis.rules import RULES
+from truecast.runtime.providers import PRECISE_KEY
 
 
 def test_an_error_gives_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

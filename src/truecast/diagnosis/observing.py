@@ -180,7 +180,7 @@ def _compared(known: Observed, outputs: Outputs, subject: Subject, tell: Tell) -
     if any(INTEGER_PRODUCT.search(timing.operator) for timing in known.timings):
         tell("a run with exact integer products", known)
         precise = replace(subject, entries={**subject.entries, **PRECISE_ENTRIES})
-        known = replace(known, saturation=_difference(outputs, _outputs(precise, base)))
+        known = replace(known, saturation=_moved(outputs, _outputs(precise, base)))
     tell("a run that shows rounded activations", known)
     options = _options(subject.entries)
     roundings = measure_rounding(subject.file, options, subject.execution_provider, base, subject.bounds)
@@ -241,6 +241,15 @@ def _outputs(subject: Subject, trial: Trial, optimize: bool = True) -> Outputs |
     except LOAD_ERRORS:
         return None
     return run_trial(session, trial, subject.bounds)[1]
+
+
+def _moved(outputs: Outputs, exact: Outputs | None) -> float | None:
+    """The largest relative difference; 1 where whole numbers, such as the chosen class, are others."""
+    if exact is None:
+        return None
+    whole = [name for name, result in outputs.items() if result.dtype.kind in "iub"]
+    others = any(not np.array_equal(outputs[name], exact[name]) for name in whole)
+    return 1.0 if others else _difference(outputs, exact) or 0.0
 
 
 def _difference(outputs: Outputs, plain: Outputs | None) -> float | None:
