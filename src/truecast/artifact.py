@@ -90,7 +90,8 @@ class GraphInfo(_Record):
     leaf; `traced` names leaves left in standard operators, with the reason. `islands` are the nodes of a graph of 16
     bits that compute in float32, with the reason. `providers` are those that have kernels for the graph; none named
     means any. `ids_before_text` and `ids_behind_text` are what tokenizer.json puts around a text: this is meant where
-    other tokenizers of the same files add something else.
+    other tokenizers of the same files add something else. `restarts_behind` is the length behind which a rotary
+    embedding takes other factors for the whole text (longrope): one that grows past it is computed again.
     """
 
     file: str = GRAPH_NAME
@@ -102,6 +103,7 @@ class GraphInfo(_Record):
     outputs: list[TensorInfo]
     cache: CacheInfo | None = None
     context_length: int | None = None
+    restarts_behind: int | None = None
     vocab_size: int | None = None
     eos_token_ids: list[int] = Field(default_factory=list)
     ids_before_text: list[int] = Field(default_factory=list)

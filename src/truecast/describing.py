@@ -28,7 +28,7 @@ from truecast.checkpoint.model import StoredTensor
 from truecast.request import AS_IS, Request
 from truecast.request.meaning import integer_notice, runs_on, settings
 from truecast.targets import Target
-from truecast.targets.side_files import context_length, eos_token_ids, tokens_without_rows
+from truecast.targets.side_files import context_length, eos_token_ids, restarts_behind, tokens_without_rows
 from truecast.trace.author import AuthorModule
 from truecast.trace.beside import left_out
 from truecast.trace.decoder import Trace
@@ -180,6 +180,7 @@ def decoder_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
             dtype=tensor_info(graph.outputs[1]).dtype,
         ),
         context_length=context_length(checkpoint),
+        restarts_behind=restarts_behind(checkpoint),
         vocab_size=rows,
         eos_token_ids=eos_token_ids(checkpoint, rows),
         lowered=dict(sorted(trace.lowered.items())),

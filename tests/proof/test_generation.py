@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.proof.conftest import Artifact
 from tests.proof.planting import manifest_of
+from tests.tiny import stored_model
 from truecast.checkpoint import open_checkpoint
 from truecast.proof.generation import (
     Story,
@@ -23,6 +25,7 @@ from truecast.proof.generation import (
 from truecast.proof.prompts import PROMPTS, TEXTS, prompt_tokens, text_tokens
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import open_decoder
+from truecast.runtime.generate import GenerationOptions, generate
 
 CASE = "gemma3_text"
 
@@ -111,3 +114,37 @@ def test_a_tokenizer_beyond_the_vocabulary_is_not_used(made: Artifact) -> None:
     folder = made(CASE, "fp32")
     assert len(text_tokens(folder, 300)) == len(TEXTS)
     assert text_tokens(folder, 100) == () and not prompt_tokens(folder, 100)[1]
+
+
+LONGROPE, BEHIND = "phi3_longrope", 48
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(40, 512), (47, 16), (48, 512), (60, 16)])
+def test_behind_longropes_threshold_the_text_is_that_of_transformers_own_generate(
+    length: int, chunk: int, made: Artifact
+) -> None:
+    folder = made(LONGROPE, "fp32")
+    manifest = manifest_of(folder)
+    assert manifest.graph.restarts_behind == BEHIND
+    prompt = np.random.default_rng(length).integers(0, 256, length).tolist()
+    reference = Reference.build(open_checkpoint(manifest.source.path))
+    reference.load_checkpoint()
+    model = stored_model(Path(manifest.source.path))
+    want = model.generate(torch.tensor([prompt]), max_new_tokens=14, do_sample=False, eos_token_id=None)[0, length:]
+    options = GenerationOptions(14, eos_token_ids=(), prefill_chunk=chunk)
+    got = [step.tokens[0] for step in generate(open_decoder(folder, manifest.graph), [prompt], options)]
+    assert got == want.tolist()
+    assert author_story(reference, [prompt, prompt], 14, None, BEHIND).tokens.tolist() == [got, got]
+
+
+def test_a_text_that_goes_on_with_its_cache_is_another_one(made: Artifact) -> None:
+    """Guards the test above, and shows that the proof notices a runtime that does not begin again."""
+    folder = made(LONGROPE, "fp32")
+    info = manifest_of(folder).graph
+    prompts = [np.random.default_rng(length).integers(0, 256, length).tolist() for length in (40, 44, 47)]
+    reference = Reference.build(open_checkpoint(manifest_of(folder).source.path))
+    reference.load_checkpoint()
+    told = author_story(reference, prompts, 14, None, BEHIND)
+    assert generation_check(generated(open_decoder(folder, info), prompts, 14), told, 1e-4, "n").passed
+    other = open_decoder(folder, info.model_copy(update={"restarts_behind": None}))
+    assert not generation_check(generated(other, prompts, 14), told, 1e-4, "n").passed

@@ -60,20 +60,34 @@ def new_tokens(prompts: Sequence[Sequence[int]], context: int | None) -> int:
 
 
 def author_story(
-    reference: Reference, prompts: Sequence[Sequence[int]], count: int, progress: Progress | None = None
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    progress: Progress | None = None,
+    behind: int | None = None,
 ) -> Story:
-    """Greedy tokens of the author's model, the prompts padded on the left in one batch."""
+    """Greedy tokens of the author's model, the prompts padded on the left in one batch.
+
+    `behind` is the length behind which its rotation takes other factors for the whole text: each prompt is then a batch
+    of its own, and a text that reaches it is computed again.
+    """
+    if behind is not None and len(prompts) > 1:
+        alone = [author_story(reference, [prompt], count, None, behind) for prompt in prompts]
+        return Story(prompts, *(np.concatenate([getattr(s, part) for s in alone]) for part in ("tokens", "gaps")))
     length = max(len(prompt) for prompt in prompts)
     ids, mask = (np.zeros((len(prompts), length), np.int64) for _ in range(2))
     for row, prompt in enumerate(prompts):
         ids[row, length - len(prompt) :], mask[row, length - len(prompt) :] = prompt, 1
     reference.reset()
-    cache, tokens, gaps = reference.new_cache(), [], []
+    cache, tokens, gaps, text = reference.new_cache(), [], [], ids
     for index in range(count):
+        if index and behind is not None and text.shape[1] == behind + 1:
+            reference.reset()
+            cache, ids = reference.new_cache(), text
         logits = reference.step(cache, ids, mask, positions(mask, ids.shape[1]), 1)[:, -1]
         best = np.partition(logits, -2, axis=-1)[:, -2:]
         ids = logits.argmax(-1)[:, None].astype(np.int64)
-        mask = np.concatenate([mask, np.ones_like(ids)], 1)
+        mask, text = np.concatenate([mask, np.ones_like(ids)], 1), np.concatenate([text, ids], 1)
         tokens.append(ids[:, 0])
         gaps.append(best[:, 1] - best[:, 0])
         if progress:
@@ -107,15 +121,17 @@ def story_of(
     count: int,
     by_length: bool,
     progress: Progress | None = None,
+    behind: int | None = None,
 ) -> Story:
     """The author's text behind the prompts; the artifact's, where he would have chosen its every token.
 
-    `by_length`: his rotation depends on the length of the text, so that he has to write it himself.
+    `by_length`: his rotation depends on the length of the text, so that he has to write it himself; `behind`: see
+    `author_story`.
     """
     story = None
     if not isinstance(tokens, str) and tokens.shape == (len(prompts), count) and not by_length:
         story = confirmed_story(reference, prompts, tokens, progress)
-    return author_story(reference, prompts, count, progress) if story is None else story
+    return author_story(reference, prompts, count, progress, behind) if story is None else story
 
 
 def generated(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Array | str:

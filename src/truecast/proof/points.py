@@ -19,7 +19,7 @@ of them: their purpose is what lies at their end. What lies between `FAR` and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -105,7 +105,7 @@ class Limits:
 
     `padding` is the graph's contract. `many_after_past`: whether several rows may have several new tokens after a past.
     `context` is None when nothing limits the length. `weights` counts the model's, without embeddings. `heads` counts
-    query heads, for the memory of the author's attention scores.
+    query heads, for the memory of the author's attention scores. A text is computed again behind `restart` positions.
     """
 
     padding: str
@@ -117,6 +117,7 @@ class Limits:
     weights: int
     heads: int
     texts: tuple[tuple[int, ...], ...] = ()
+    restart: int | None = None
 
 
 SCORES_BYTES = 1 << 30
@@ -300,15 +301,15 @@ def stretches(config: Mapping[str, Any]) -> bool:
     return any(entry.get("rope_type", entry.get("type")) == "dynamic" for entry in entries)
 
 
-def config_thresholds(config: Mapping[str, Any]) -> tuple[int, ...]:
+def config_thresholds(config: Mapping[str, Any], kinds: Collection[str] = ("dynamic", "longrope")) -> tuple[int, ...]:
     """Lengths at which a rotary embedding changes its frequencies (dynamic and longrope; those of others are fixed)."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     entries = [rope, *(v for v in rope.values() if isinstance(v, Mapping))]
     found = set()
     for entry in entries:
         kind = entry.get("rope_type", entry.get("type"))
-        if kind == "dynamic":
+        if kind == "dynamic" and kind in kinds:
             found.add(config.get("max_position_embeddings"))
-        if kind == "longrope":
+        if kind == "longrope" and kind in kinds:
             found |= {entry.get("original_max_position_embeddings"), config.get("original_max_position_embeddings")}
     return tuple(sorted(length for length in found if isinstance(length, int) and length > 2))

@@ -275,6 +275,7 @@ def _limits(case: _Case, checkpoint: Checkpoint) -> Limits:
         context=None if stretches(config) and not rotating else context_length(checkpoint),
         windows=tuple(sorted(windows)),
         thresholds=config_thresholds(config),
+        restart=min(config_thresholds(config, ("longrope",)), default=None),
         weights=sum(p.numel() for p in parameters.values()) - embedding.numel(),
         heads=int(config.get("num_attention_heads") or config.get("n_head") or 1),
         texts=text_tokens(case.folder, vocabulary),
@@ -386,12 +387,13 @@ def _generation(case: _Case, limits: Limits, usual: Subject, shipped: Subject) -
         prompts = [prompt[: max(1, limits.context - 1)] for prompt in prompts]
     count = new_tokens(prompts, limits.context)
     tokens = generated(usual.decoder, prompts, count)
-    story = story_of(case.reference, prompts, tokens, count, bool(limits.thresholds), case.stage("generate"))
+    by_length, behind = bool(limits.thresholds), limits.restart
+    story = story_of(case.reference, prompts, tokens, count, by_length, case.stage("generate"), behind)
     name = f"greedy tokens against {case.against}"
     checks = [generation_check(tokens, story, usual.error, f"{usual.name}, {name}")]
     if prompt := long_prompt(limits.texts, limits.vocabulary, limits.context):
         text = generated(usual.decoder, [prompt], LONG_NEW)
-        told = story_of(case.reference, [prompt], text, LONG_NEW, bool(limits.thresholds), case.stage("generate"))
+        told = story_of(case.reference, [prompt], text, LONG_NEW, by_length, case.stage("generate"), behind)
         checks.append(generation_check(text, told, usual.error, f"{usual.name}, {name}, behind a long text"))
     if shipped.decoder is not usual.decoder:
         as_shipped = generated(shipped.decoder, prompts, count)

@@ -20,7 +20,7 @@ from truecast.proof.tally import broke, broken, counted
 from truecast.proof.transformers_tokens import transformers_notes
 from truecast.runtime.text import added_ids
 from truecast.targets import find_target
-from truecast.targets.side_files import context_length, eos_token_ids, write_side_files
+from truecast.targets.side_files import context_length, eos_token_ids, restarts_behind, write_side_files
 
 TIER, NAME = "files", "side files as the source gives them"
 GENAI = "genai"
@@ -38,6 +38,8 @@ def side_checks(folder: Path, checkpoint: Checkpoint, manifest: Manifest) -> tup
             }
             if manifest.graph.cache is None:
                 del stated["eos_token_ids"]
+            else:
+                stated["restarts_behind"] = restarts_behind(checkpoint)
             write_side_files(checkpoint, target, manifest.graph.model_copy(update=stated), Path(scratch))
             stated |= {"ids_before_text": [], "ids_behind_text": []} | added_ids(Path(scratch))
             faults = [*_file_faults(folder, Path(scratch), manifest), *_stated_faults(manifest, stated)]

@@ -10,6 +10,9 @@ How a batch runs depends on the padding contract of its graph, because every row
 Rows are also prefilled alone when a prompt is longer than `prefill_chunk`: ONNX Runtime's GroupQueryAttention takes
 several new tokens after a past for one row only. A graph with contract `right` whose cache is not in place cannot mix
 lengths at all; its rows are generated one after the other.
+
+So are rows that may grow past the length behind which longrope takes other factors (`restarts_behind`): a longer prompt
+is one run, and a text that reaches it is computed again, as transformers' `generate` does for Phi-3.
 """
 
 from __future__ import annotations
@@ -82,7 +85,9 @@ def generate(
     rows = [np.asarray(prompt, np.int64).reshape(-1) for prompt in prompts]
     _check_prompts(rows, decoder)
     unequal = len({len(row) for row in rows}) > 1
-    if unequal and decoder.info.padding == RIGHT and not decoder.in_place:
+    behind = decoder.info.restarts_behind
+    grows = behind is not None and max(map(len, rows)) + options.max_new_tokens > behind
+    if grows or (unequal and decoder.info.padding == RIGHT and not decoder.in_place):
         return _one_by_one(decoder, rows, options)
     return _together(decoder, rows, options)
 
@@ -128,6 +133,10 @@ def _together(decoder: Decoder, rows: list[Ids], options: GenerationOptions, fir
         yield step
         if not any(running):
             return
+        if (texts := batch.restarted(tokens)) is not None:
+            batch = _Batch(decoder, texts, options)
+            logits, loop = batch.prefill(), None
+            continue
         loop = loop or batch.loop(logits.shape[1])
         logits = loop.run(tokens)
 
@@ -146,6 +155,9 @@ class _Batch:
         self.decoder, self.rows, self.chunk = decoder, rows, options.prefill_chunk
         self.lengths = np.array([len(row) for row in rows], np.int64)
         self.length = int(self.lengths.max())
+        self.behind, self.new = decoder.info.restarts_behind, [list[int]() for _ in rows]
+        if self.behind is not None and self.length > self.behind:
+            self.chunk = self.length  # in pieces, the first ones would get the factors of short texts
         self.capacity = self.length + min(options.max_new_tokens, ROOM_AHEAD)
         self.cache: KeyValueCache = decoder.new_cache(len(rows), self.capacity)
         self._padded = bool((self.lengths < self.length).any())
@@ -162,6 +174,14 @@ class _Batch:
         for target, row in zip(ids, self.rows, strict=True):
             target[self.length - len(row) :] = row
         return self.decoder.step(self.cache, ids, self._mask(self.length))[:, -1]
+
+    def restarted(self, tokens: list[int]) -> list[Ids] | None:
+        """Takes a token for each row; the whole texts, where these are to be computed again before the next one."""
+        for row, token in zip(self.new, tokens, strict=True):
+            row.append(token)
+        if self.behind is None or self.length + len(self.new[0]) != self.behind + 1:
+            return None
+        return [np.concatenate([old, new]) for old, new in zip(self.rows, self.new, strict=True)]
 
     def loop(self, vocabulary: int) -> DecodeLoop:
         """The steps that follow the prefill."""

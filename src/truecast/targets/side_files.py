@@ -27,10 +27,24 @@ def write_side_files(checkpoint: Checkpoint, target: Target, graph: GraphInfo, f
     target.write_side_files(folder, checkpoint.config, graph)
 
 
+LONGROPE = "longrope"
+
+
 def context_length(checkpoint: Checkpoint) -> int | None:
     """Positions that the model was made for, or None where its configuration does not say."""
     length = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
     return int(length) if length else None
+
+
+def restarts_behind(checkpoint: Checkpoint) -> int | None:
+    """Length behind which longrope takes its long factors, for earlier positions as well; None for other rotations."""
+    config = checkpoint.config
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for entry in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if entry.get("rope_type", entry.get("type")) == LONGROPE:
+            trained = entry.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+            return int(trained) if trained else None
+    return None
 
 
 def eos_token_ids(checkpoint: Checkpoint, rows: int | None = None) -> list[int]:
