@@ -43,18 +43,31 @@ class RateColumn(ProgressColumn):
 
 
 class Stages:
-    """One line per stage; a stage of a single step has no bar to fill, only the time it takes."""
+    """One line per stage; a stage of a single step has no bar to fill, only the time it takes.
+
+    A stage ends where the next one begins, at the latest: what is still to be seen at work is at work.
+    """
 
     def __init__(self, display: Progress) -> None:
         self._display = display
         self._tasks: dict[str, TaskID] = {}
+        self._latest: TaskID | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Shows that `done` of `total` steps of `stage` are done."""
         if stage not in self._tasks:
+            self.end()
             self._tasks[stage] = self._display.add_task(stage, total=None)
+        self._latest = self._tasks[stage]
         shown = None if total <= 1 and done < total else total
         self._display.update(self._tasks[stage], completed=done, total=shown)
+
+    def end(self) -> None:
+        """Ends the stage under way, where its last step was not told."""
+        for task in self._display.tasks:
+            if task.id == self._latest and not task.finished:
+                total = task.total or 1
+                self._display.update(task.id, completed=total, total=total)
 
 
 class Lines:
@@ -105,4 +118,6 @@ def stages(title: str) -> Iterator[Report | None]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as display:
-        yield Stages(display)
+        shown = Stages(display)
+        yield shown
+        shown.end()

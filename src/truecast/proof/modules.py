@@ -125,6 +125,7 @@ def prove_module(
     Raises InputError when the graph file or the source cannot be used at all.
     """
     report = progress or (lambda stage, done, total: None)
+    report("open the source", 0, 1)
     author, checkpoint = open_author(source)
     steps = followed(author, checkpoint.path)
     author = steps.author
@@ -199,6 +200,7 @@ def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
     again = (case.outputs(point) for point in points)
     repeats = zip(points, original, again, strict=True)
     faults = [fault for point, first, second in repeats for fault in repeat_faults(point.name, first, second)]
+    case.report("open the graph", 0, 1)
     checks = [repeat_check(faults, case.reference, len(points))]
     checks += attempts(
         "static", {"formulas": lambda: [module_formulas(case.model, case.reference, lambda: case.outputs(points[0]))]}
@@ -211,6 +213,7 @@ def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
     except InputError as error:
         return [*checks, broken(TIER, "the runtime opens the graph", str(error))], refused
     torch_half = None if case.half is None else TorchHalf.open(source, case.half, case.weights, case.leaves)
+    case.report("compare", 0, len(points))
     for index, point in enumerate(points):
         want = original[index] if case.keeps_values else case.outputs(point)
         for way in ways:
@@ -276,7 +279,8 @@ def _taken(case: _Case) -> tuple[list[tuple[ModulePoint, Outputs]], list[str]]:
     case.reference.load_checkpoint()
     grid = module_grid(case.author)
     points, refused = [], list(grid.notes)
-    for point in grid.points:
+    for index, point in enumerate(grid.points):
+        case.report("run the original", index, len(grid.points))
         try:
             outputs = case.outputs(point)
         except (RuntimeError, IndexError, ValueError) as error:

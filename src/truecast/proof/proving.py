@@ -187,6 +187,7 @@ def prove(
         InputError: the graph file or the checkpoint cannot be used at all, or texts lack a tokenizer.
     """
     report = progress or (lambda stage, done, total: None)
+    report("open the source", 0, 1)
     model = load_graph(folder, manifest.graph.file)
     reference = Reference.build(checkpoint, trust_remote_code, original)
     floats = reference.sources if original is None else replace(reference.sources, checkpoint=original)
@@ -285,6 +286,7 @@ def _limits(case: _Case, checkpoint: Checkpoint) -> Limits:
 def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[tuple[Point, int]]]:
     """Tiers 2 and 4: checks, notes, and the points that failed, each with its first run that did."""
     points, notes = grid(limits)
+    case.report("run the original", 0, 1)
     if not case.is_all_held:
         case.reference.load_checkpoint(case.floats)
     originals: dict[str, list[Array]] = {}
@@ -294,6 +296,7 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[tupl
     own_logits = original_logits(case.reference, own)
     if not case.is_float32:
         case.reference.load_held(case.weights)
+    case.report("check products", 0, 1)
     products = Products.of(case.model, [p.detach().numpy() for p in case.reference.parameters.values()])
     rounds = case.is_quantized and takes_int8(case.model, case.manifest.graph)
     checks = products.checks(case.folder, case.manifest.graph.file) if rounds else []
@@ -305,7 +308,9 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[tupl
     subjects = list({id(subject): subject for subject in (usual, cached, shipped)}.values())
     point = next((p for name in VARIANT_POINTS for p in points if p.name == name), points[0])
     wanted = {point.name: list(reference_logits(case.reference, point))}
+    case.report("compare", 0, len(points))
     compare_all(case.reference, subjects, points, originals, case.stage("compare"), wanted)
+    case.report("compare other ways", 0, 1)
     checks.append(repeated_decoder(case.reference, points, wanted))
     checks += [c for subject in subjects for c in parity_checks(subject, case.against)]
     checks += [*_prices(case, usual, cached, shipped), *text_price(shipped.decoder, own, own_logits)]
@@ -315,7 +320,9 @@ def _run(case: _Case, limits: Limits) -> tuple[list[Check], list[str], list[tupl
     if case.cache_bits is not None:
         seen = [point, *(point for point in points if point.text)]  # padded rows that grow, and real text
         checks += cache_checks(case.folder, case.model, case.manifest, case.reference, case.texts, seen)
+    case.report("generate", 0, 1)
     checks += _generation(case, limits, usual, shipped)
+    case.report("run the end of the context", 0, 1)
     ending = ending_checks(case.reference, usual, limits.context, limits.vocabulary, far(limits))
     notes += ending_note(ending, limits.context, far(limits))
     checks += ending
