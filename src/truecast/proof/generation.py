@@ -144,12 +144,12 @@ def generated(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) ->
 
 
 def artifact_tokens(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> Array:
-    """Greedy tokens [rows, count] of the artifact; no row ends early."""
+    """Greedy tokens [rows, count] of the artifact; no row ends early. Rows may come one after the other."""
     options = GenerationOptions(max_new_tokens=count, eos_token_ids=())
     steps = [step.tokens for step in generate(decoder, prompts, options)]
-    rows = len(prompts)
-    columns = [[-1 if token is None else token for token in step] for step in steps]
-    return np.array(columns, np.int64).reshape(-1, rows).T
+    texts = [[token for token in row if token is not None] for row in zip(*steps, strict=True)]
+    longest = max(map(len, texts))
+    return np.array([[*text, *[-1] * (longest - len(text))] for text in texts], np.int64)
 
 
 def agreement(story: Story, tokens: Array, error: float) -> Agreement:
