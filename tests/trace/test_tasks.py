@@ -1,4 +1,4 @@
-"""The inputs of a task's model: pictures of the size that the part which sees is made for."""
+"""The inputs of a task's model: sizes of what it sees, and what it hears only by its feature extractor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from tests.conformance.encoders import PICTURE
 from tests.tiny import Case, tiny_checkpoint
+from truecast.errors import InputError
 from truecast.trace.opening import ModuleSource, open_author
 
 SEES: dict[str, Any] = {**PICTURE, "patch_size": 4, "image_size": 20, "num_channels": 1}
@@ -57,3 +58,21 @@ def test_a_picture_has_the_size_and_the_channels_of_the_part_that_sees(
     author, _ = open_author(ModuleSource(tmp_path))
     (pixels,) = author.inputs
     assert list(pixels.example.shape[1:]) == shape
+
+
+LASR = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_mel_bins": 16,
+    "subsampling_conv_channels": 16,
+    "max_position_embeddings": 64,
+}
+
+
+def test_a_model_of_sound_without_its_feature_extractor_asks_for_it(tmp_path: Path) -> None:
+    case = Case("lasr", "LasrCTCConfig", {"encoder_config": LASR, "vocab_size": 32}, model_class="LasrForCTC")
+    tiny_checkpoint(case, tmp_path)
+    with pytest.raises(InputError, match=r"has no preprocessor_config\.json, which says what LasrForCTC takes"):
+        open_author(ModuleSource(tmp_path))

@@ -20,6 +20,7 @@ from transformers.models.auto import feature_extraction_auto
 
 from truecast.checkpoint.folder import read_side_file
 from truecast.checkpoint.model import Checkpoint
+from truecast.checkpoint.tasks import FEATURES
 from truecast.errors import InputError
 from truecast.trace.author import BATCH, AuthorModule, Axis, InputSpec, try_call
 
@@ -42,12 +43,17 @@ def sound_inputs(
     refused: InputError | None = None
     for specs in _layouts(model, config, checkpoint, dtype, rows):
         try:
-            try_call(AuthorModule(model, specs), [spec.example for spec in specs])
+            try_call(AuthorModule(model, specs, FEATURES), [spec.example for spec in specs])
         except InputError as error:
             refused = refused or error
         else:
             return specs
-    raise refused or InputError(f"{type(model).__name__} has no feature extractor; give the module and example_inputs.")
+    if refused is None or not _settings(checkpoint):
+        raise InputError(
+            f"{checkpoint.path} has no {EXTRACTOR_FILES[0]}, which says what {type(model).__name__} takes of a "
+            "recording; add the one that the model came with."
+        ) from refused
+    raise refused
 
 
 def _layouts(
