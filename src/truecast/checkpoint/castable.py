@@ -23,6 +23,8 @@ FEW_LAYERS = 256
 """Layers that any model may have, whatever its number of tensors: some use the weights of one layer in many."""
 SENSES = re.compile(r"^(vision|image|audio|speech|video|vq)\w*_(config|encoder)$")
 """Settings of the parts of a model that see or hear."""
+EXPERTS = re.compile(r"(^|\.)experts\.(\d+\.)*\w+(\.weight)?$")
+"""Weights of experts: of one, by its number, or of all of a layer."""
 CROSS = re.compile(r"(^|\.)(encoder_attn|crossattention|cross_attn|EncDecAttention|encoder_decoder_attention)\.")
 """Weights of a decoder's attention to an encoder, by the names that authors give it."""
 RECURRENT = re.compile(r"_is_stateful = True|\.update_(conv|recurrent)_state\(")
@@ -54,6 +56,12 @@ def _obstacles(checkpoint: Checkpoint, task: str) -> Iterator[str]:
         return
     if not library.knows(kind):
         yield f"the model type {kind!r} is unknown to this version of transformers; update transformers"
+    expert = next((name for name in checkpoint.tensors if EXPERTS.search(name)), None)
+    if task != GENERATION and expert is not None:
+        yield (
+            f"it is a mixture of experts ({expert}) without a cache, and so far experts are cast in decoders only, for "
+            "text generation; choose another model"
+        )
     if task == GENERATION:
         yield from _missing_mechanisms(checkpoint, kind, library)
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from truecast.checkpoint import Checkpoint, StoredTensor
-from truecast.inspection.facts import context_length, is_module, kv_bytes_per_token, vocabulary
+from truecast.inspection.facts import (
+    context_length,
+    heads,
+    is_module,
+    kv_bytes_per_token,
+    recording_length,
+    vocabulary,
+)
 from truecast.inspection.model import AS_IS, MODULE_PRECISIONS, PRECISIONS, Choice
 from truecast.inspection.storage import (
     HEAD,
@@ -37,6 +44,8 @@ rest for the trace and the chunks of weights under way (0.43 to 0.57 GB measured
 LOGIT_ROWS, LOGIT_COPIES = 192, 4
 """Rows of logits at the proof's widest point, three texts of 64 tokens, and how often they are held: the author's, the
 graph's, those of the original weights, and their differences."""
+SOUND_ROWS, HEAVIEST = 9, 1 << 29
+"""Rows of the proof's widest point, and bytes of the largest tensor at a point (`proof.module_points`)."""
 COPIES = {(False, False): 3, (False, True): 2, (True, False): 2, (True, True): 1}
 """Copies of products, by whether it is a module without a cache, and has codes. ONNX Runtime packs the floats of each
 session: as shipped, as written, and of decoders with another number of threads. Codes are decoded once for the proof,
@@ -86,8 +95,19 @@ def proof_bytes(checkpoint: Checkpoint, precision: str, size: Size) -> int:
     stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     copies = COPIES[is_module(checkpoint), _has_codes(checkpoint, precision)]
     weights = FLOAT_BYTES["fp32"] * (count + products * copies)
-    rows = 0 if is_module(checkpoint) else LOGIT_ROWS * LOGIT_COPIES * (vocabulary(checkpoint) or 0)
-    return BASE_BYTES + stored + size.disk + weights + FLOAT_BYTES["fp32"] * rows
+    rows = LOGIT_ROWS * LOGIT_COPIES * (vocabulary(checkpoint) or 0)
+    widest = score_bytes(checkpoint) if is_module(checkpoint) else FLOAT_BYTES["fp32"] * rows
+    return BASE_BYTES + stored + size.disk + weights + widest
+
+
+def score_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of attention scores, before and behind softmax, at the greatest point of a module's grid.
+
+    A recording of fixed length has that at every point, up to nine rows of it; of texts, the longest one stands alone.
+    """
+    fixed = recording_length(checkpoint)
+    rows, length = (1, context_length(checkpoint) or 0) if fixed is None else (SOUND_ROWS, fixed)
+    return 2 * min(HEAVIEST, FLOAT_BYTES["fp32"] * rows * (heads(checkpoint) or 0) * length**2)
 
 
 def product_count(checkpoint: Checkpoint) -> int:

@@ -37,6 +37,11 @@ def context_length(checkpoint: Checkpoint) -> int | None:
     return _first(_text_config(checkpoint), *names)
 
 
+def recording_length(checkpoint: Checkpoint) -> int | None:
+    """Positions of the encoder for a recording, which an author pads or cuts to that length; None for others."""
+    return _first(_text_config(checkpoint), "max_source_positions")
+
+
 def vocabulary(checkpoint: Checkpoint) -> int | None:
     """Number of tokens."""
     return _first(_text_config(checkpoint), "vocab_size")
@@ -49,7 +54,7 @@ def layers(checkpoint: Checkpoint) -> int | None:
 
 def heads(checkpoint: Checkpoint) -> int | None:
     """Number of attention heads."""
-    return _first(_text_config(checkpoint), "num_attention_heads", "n_head", "n_heads")
+    return _first(_text_config(checkpoint), "num_attention_heads", "n_head", "n_heads", "encoder_attention_heads")
 
 
 def kv_heads(checkpoint: Checkpoint) -> int | None:

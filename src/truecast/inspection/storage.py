@@ -10,14 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from truecast.checkpoint import Checkpoint, StoredTensor
+from truecast.checkpoint.castable import EXPERTS
 from truecast.inspection.model import WHOLE_ROW, StorageGroup
 from truecast.weights.outlook import Outlook, Use, outlook
 
 TOKEN_TABLE = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 OTHER_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings|token_type_embeddings)\.weight$")
 TABLE = re.compile(f"{TOKEN_TABLE.pattern}|{OTHER_TABLE.pattern}")
-EXPERTS = re.compile(r"(^|\.)experts\.(\d+\.)*\w+(\.weight)?$")
-"""Weights of experts: of one, by its number, or of all of a layer."""
 ROUTER = re.compile(r"(^|\.)(router|gate)(\.layer)?\.weight$")
 """The scores of experts are computed in float32."""
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
