@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import truecast
 from tests.conformance.cases import BY_NAME
 from tests.proof.conftest import Artifact
 from tests.proof.planting import manifest_of
 from tests.tiny import tiny_checkpoint, tiny_model
+from truecast.artifact import Status
 from truecast.checkpoint import open_checkpoint
 from truecast.errors import InputError
 from truecast.proof.held import held_weights, load_graph
@@ -85,3 +88,24 @@ def test_a_checkpoint_without_a_weight_is_refused(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"model\.norm\.weight"):
         Reference.build(open_checkpoint(folder)).load_checkpoint()
+
+
+class Tied(nn.Module):
+    """Logits by the table of tokens, which is a table of floats and a product of codes in one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.table(ids)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int4"])
+def test_a_tensor_that_two_modules_share_is_compared_as_each_of_them_has_it(precision: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = truecast.export(Tied(), tmp_path / "out", example_inputs=torch.arange(21).view(3, 7), precision=precision)
+    assert result.manifest.certificate.status is Status.PROVEN
+    spoilt = {info.initializers[0] for info in result.manifest.weights if info.packing.startswith("int")}
+    assert spoilt == {f"head.weight.{'channel_codes' if precision == 'int8-dynamic' else 'codes'}"}

@@ -132,7 +132,14 @@ class Reference:
         return None if sources.partial and not sources.is_there(name) else sources[name]
 
     def load_held(self, weights: Mapping[str, HeldWeight]) -> None:
-        """Takes the weights as an artifact holds them; one it lacks or has in another shape stays as it is."""
+        """Takes the weights as an artifact holds them; one it lacks or has in another shape stays as it is.
+
+        Modules that share a tensor part where the artifact holds it for each of them in another way: as a table and as
+        the codes of a product.
+        """
+        for name, first in self.sources.tied.items():
+            if self.held(name, weights) is not self.held(first, weights):
+                self._untie(name)
         for name, parameter in self.parameters.items():
             weight = self.held(name, weights)
             if weight is None:
@@ -146,6 +153,12 @@ class Reference:
             for start, stop in weight.chunks():
                 _rows(target, start, stop).copy_(_tensor(weight.rows(start, stop)))
 
+    def _untie(self, name: str) -> None:
+        """Gives a module a parameter of its own."""
+        owner, _, key = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        module._parameters[key] = nn.Parameter(module.get_parameter(key).detach().clone(), requires_grad=False)
+
     def _load_stack(self, parameter: Tensor, weight: HeldWeight, stack: Stack) -> None:
         form = self.experts.get(weight.parameter)
         for start, stop in weight.chunks() if form is not None else ():
@@ -154,9 +167,14 @@ class Reference:
                 _rows(parameter, start, stop).copy_(_tensor(rows))
 
     def held(self, name: str, weights: Mapping[str, HeldWeight]) -> HeldWeight | None:
-        """The artifact's weight for a parameter, tied ones resolved."""
+        """The artifact's weight for a parameter; of tied ones, that whose initializers are called after it, if any."""
         tied = self.sources.tied
         names = [name, tied.get(name), *(k for k, v in tied.items() if v == name)]
+        if names[1:] != [None]:
+            same = (weight for weight in weights.values() if weight.parameter in names)
+            own = next((weight for weight in same if f"{weight.initializers[0]}.".startswith(f"{name}.")), None)
+            if own is not None:
+                return own
         return next((weights[n] for n in names if n is not None and n in weights), None)
 
     def turned(self, weight: HeldWeight) -> bool:
