@@ -57,3 +57,18 @@ def quantized_experts(folder: Path, chosen: Callable[[str], bool] = lambda name:
     config = json.loads((folder / "config.json").read_text()) | {"quantization_config": SETTINGS}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def split_experts(folder: Path, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Path:
+    """A tiny granitemoe as tools store it that quantize linear layers: those of every expert on their own."""
+    source = tiny_checkpoint(BY_NAME["granitemoe"], folder)
+    tensors = load_file(source / "model.safetensors")
+    for key in [key for key in tensors if "put_linear" in key]:
+        for index, matrix in enumerate(tensors.pop(key)):
+            matrices = np.split(matrix, 2) if "input" in key else [matrix]
+            of_key = names[:2] if "input" in key else names[2:]
+            place = key.rpartition(".block_sparse_moe.")[0]
+            for name, one in zip(of_key, matrices, strict=True):
+                tensors[f"{place}.block_sparse_moe.experts.{index}.{name}.weight"] = np.ascontiguousarray(one)
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    return source

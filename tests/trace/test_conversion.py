@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Chunk, ConversionOps, Interleave, Split, Transpose, WeightConverter
 
 from tests.conformance.cases import BY_NAME
 from tests.encodings import make_affine
+from tests.quantized_experts import split_experts
 from tests.tiny import stored_model, tiny_checkpoint, tiny_model
 from tests.weights.stored import encoded
 from truecast.checkpoint import Checkpoint, open_checkpoint
@@ -105,26 +105,10 @@ def test_parts_of_codes_stay_codes(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(decode(piece.encoding, width, 0, rows), drawn.values[rows * index :][:rows])
 
 
-def experts_one_by_one(names: tuple[str, str, str], folder: Path) -> tuple[Checkpoint, PreTrainedModel]:
-    """granitemoe as a quantizer stores it: the linear layers of every expert on their own."""
-    source = tiny_checkpoint(BY_NAME["granitemoe"], folder)
-    tensors = load_file(source / "model.safetensors")
-    for key in [key for key in tensors if "put_linear" in key]:
-        for index, matrix in enumerate(tensors.pop(key)):
-            matrices = np.split(matrix, 2) if "input" in key else [matrix]
-            of_key = names[:2] if "input" in key else names[2:]
-            place = key.rpartition(".block_sparse_moe.")[0]
-            for name, one in zip(of_key, matrices, strict=True):
-                tensors[f"{place}.block_sparse_moe.experts.{index}.{name}.weight"] = np.ascontiguousarray(one)
-    whole = stored_model(source)
-    save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    return open_checkpoint(source), whole
-
-
 @pytest.mark.parametrize("names", [("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")])
 def test_experts_are_stacked_where_only_a_quantizer_split_them(names: tuple[str, str, str], tmp_path: Path) -> None:
-    checkpoint, model = experts_one_by_one(names, tmp_path)
-    found = as_parameters(checkpoint, model)
+    model = stored_model(tiny_checkpoint(BY_NAME["granitemoe"], tmp_path / "whole"))
+    found = as_parameters(open_checkpoint(split_experts(tmp_path / "split", names)), model)
     stacks = {name: tensor for name, tensor in found.tensors.items() if tensor.matrices is not None}
     assert len(stacks) == 4
     for name, tensor in stacks.items():

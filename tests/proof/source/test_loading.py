@@ -20,6 +20,7 @@ from tests.conformance.cases import BY_NAME
 from tests.encoders import classifier
 from tests.proof.conftest import Artifact
 from tests.proof.planting import failed, manifest_of
+from tests.quantized_experts import split_experts
 from tests.tiny import tiny_checkpoint
 from truecast.artifact import Manifest
 from truecast.checkpoint import open_checkpoint
@@ -200,3 +201,19 @@ def test_an_encoder_is_proven_with_its_adapter(tmp_path: Path) -> None:
     artifact = truecast.export(source, tmp_path / "out", precision="fp32", adapter=adapter)
     assert artifact.manifest.certificate.status.value == "proven"
     assert f"The adapter in {adapter} is added to 1 parameters." in artifact.manifest.notices
+
+
+@pytest.mark.parametrize("names", [("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")])
+def test_experts_stored_one_by_one_are_the_stacks_of_the_class(names: tuple[str, str, str], tmp_path: Path) -> None:
+    whole = load_decoder(open_checkpoint(tiny_checkpoint(BY_NAME["granitemoe"], tmp_path / "whole")))
+    split = load_decoder(open_checkpoint(split_experts(tmp_path / "split", names)))
+    assert not split.missing and not split.unexpected
+    for name, parameter in whole.model.named_parameters():
+        assert torch.equal(split.model.get_parameter(name), parameter), name
+
+
+def test_a_padding_token_without_a_row_is_left_out(tmp_path: Path) -> None:
+    source = tiny_checkpoint(BY_NAME["llama"], tmp_path)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"pad_token_id": config["vocab_size"]}))
+    assert load_decoder(open_checkpoint(source)).model.config.pad_token_id is None

@@ -14,7 +14,7 @@ Of float32 in safetensors nothing is copied: parameters are views of the mapped 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -31,9 +31,16 @@ from truecast.checkpoint.model import Checkpoint
 from truecast.errors import InputError
 from truecast.proof.source.adapters import adapter_of, with_adapter
 from truecast.proof.source.definitions import CONFIGS, Decoded, decoded, stated_of
+from truecast.proof.source.experts import stacked
 from truecast.proof.source.gguf_file import GgufFile, parameters_of
 from truecast.trace.skeleton import load_config
 
+REFUSALS = (
+    *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, AssertionError, ImportError),
+    SafetensorError,
+)
+"""What transformers and an author's constructor raise for what they do not take."""
+STACK_RANK = 3
 OWN_CODE = "the definitions of the formats"
 INSIDE = re.compile(r"(^|(?<=\.))_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and activation checkpointing put into names, which transformers does not take out again."""
@@ -103,23 +110,8 @@ def _loaded(
             change(config)
             if checkpoint.format == "gguf" and weights:
                 return _of_file(checkpoint, _bare(kind, config, trust_remote_code), config, options)
-            state = _empty(checkpoint) if folder is None else decoded(folder)
-            names = _unwrapped(state)
-            quantized = folder is not None and stated_of(folder) is not None
-            plain = names.keys() == state.keys() and not quantized
-            adapter = folder and adapter_of(folder, checkpoint.adapter.path if checkpoint.adapter else None)
-            if adapter is not None:
-                names = with_adapter(names, adapter)
-            divisions = {name: names.pop(name) for name in [*names] if DIVISIONS.search(name)}
-            if folder is not None and plain and adapter is None:
-                model, info = kind.from_pretrained(folder, config=config, use_safetensors=True, **options)
-                return _finished(model, info, f"transformers {transformers.__version__}", divisions)
-            kind = type(_bare(kind, config, trust_remote_code))
-            model, info = kind.from_pretrained(None, config=config, state_dict=names, **options)
-            loader = f"transformers {transformers.__version__}" + f" from {OWN_CODE}" * (quantized or bool(adapter))
-            loaded = _finished(model, info, "" if folder is None else loader, divisions)
-            return replace(loaded, is_adapted=adapter is not None)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
+            return _of_tensors(checkpoint, folder, kind, config, options)
+    except REFUSALS as error:
         if isinstance(error, InputError):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -129,13 +121,54 @@ def _loaded(
         ) from error
 
 
+def _of_tensors(
+    checkpoint: Checkpoint,
+    folder: Path | None,
+    kind: Any,
+    config: PreTrainedConfig,
+    options: Mapping[str, Any],
+) -> Loaded:
+    """The model of a folder, or, without one, of tensors without values; of a class, or of what an auto class gives."""
+    state = _empty(checkpoint) if folder is None else decoded(folder)
+    names = _unwrapped(state)
+    quantized = folder is not None and stated_of(folder) is not None
+    plain = names.keys() == state.keys() and not quantized
+    adapter = folder and adapter_of(folder, checkpoint.adapter.path if checkpoint.adapter else None)
+    if adapter is not None:
+        names = with_adapter(names, adapter)
+    divisions = {name: names.pop(name) for name in [*names] if DIVISIONS.search(name)}
+    if folder is not None and plain and adapter is None:
+        model, info = kind.from_pretrained(folder, config=config, use_safetensors=True, **options)
+    else:
+        kind = type(_bare(kind, config, options["trust_remote_code"]))
+        model, info = kind.from_pretrained(None, config=config, state_dict=names, **options)
+    if whole := stacked(names, _stacks(model, info["missing_keys"])):
+        kind = type(model)
+        model, info = kind.from_pretrained(None, config=config, state_dict=whole, **options)
+    loader = f"transformers {transformers.__version__}"
+    if quantized or adapter or whole:
+        loader += f" from {OWN_CODE}"
+    loaded = _finished(model, info, "" if folder is None else loader, divisions)
+    return replace(loaded, is_adapted=adapter is not None)
+
+
 def _config(folder: Path, trusted: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration as transformers reads it, without what it says of the quantization."""
     config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **trusted)
     for name in CONFIGS:
         if hasattr(config, name):
             delattr(config, name)
+    for part in (config, config.get_text_config()):
+        padding, rows = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
+            part.pad_token_id = None  # a row without a gradient: a matter of training, for which classes refuse it
     return config
+
+
+def _stacks(model: PreTrainedModel, missing: Iterable[str]) -> dict[str, int]:
+    """Parameters of experts without a tensor, and how many experts each has."""
+    shapes = {name: model.get_parameter(name).shape for name in missing if ".experts." in name}
+    return {name: shape[0] for name, shape in shapes.items() if len(shape) == STACK_RANK}
 
 
 def _bare(kind: Any, config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
