@@ -139,3 +139,9 @@ def test_a_convolution_behind_an_unknown_type_is_left_out_by_the_tool_and_here(t
 
 def test_nothing_is_said_where_there_is_nothing_to_quantize(tmp_path: Path) -> None:
     assert found(model([node("Unique", ["x"], ["y"])], [tensor("x", None)], [tensor("y", None)]), tmp_path) == []
+
+
+def test_a_gemm_without_a_weight_is_passed_over(tmp_path: Path) -> None:
+    made = gemm(False)
+    made.graph.node.append(node("Gemm", ["y"], ["z"], transB=1))
+    assert found(made, tmp_path) == []

@@ -29,6 +29,8 @@ from truecast.diagnosis.stored import tensor_bytes
 DYNAMIC, PRE_PROCESS = "quantize_dynamic", "quant_pre_process"
 CONVERTED_BELOW, CONVERTED_TO = 10, 11
 """Opsets that `quantize_dynamic` converts first, and to which; `quant_pre_process` converts opset 10 too."""
+CONVERSION_ERRORS = (*INFERENCE_ERRORS, IndexError)
+"""What inference and the version converter raise, the latter's C++ maps among them."""
 OLDEST_OPSET = 7
 """Below it symbolic inference does nothing."""
 MOST_NODES = 5_000
@@ -104,7 +106,7 @@ def _stops_of_dynamic(light: onnx.ModelProto) -> Iterator[Stop]:
         known = onnx.shape_inference.infer_shapes(light)
         if versions[0] < CONVERTED_BELOW:
             known = onnx.version_converter.convert_version(known, CONVERTED_TO)
-    except INFERENCE_ERRORS as error:
+    except CONVERSION_ERRORS as error:
         yield Stop(DYNAMIC, complaints(error)[0], _way_to_infer(light, complaints(error)[0]))
         return
     yield from _stops_at_gemms(known.graph)
@@ -142,7 +144,7 @@ def _stops_at_gemms(graph: onnx.GraphProto) -> Iterator[Stop]:
 
 def _is_turned(node: onnx.NodeProto, weights: dict[str, tuple[int, ...]]) -> bool:
     """Whether a Gemm becomes a MatMul with its weight transposed."""
-    if node.op_type != "Gemm" or node.input[1] not in weights:
+    if node.op_type != "Gemm" or len(node.input) < 2 or node.input[1] not in weights:
         return False
     held = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
     return held.get("transB", 0) == 1 and not held.get("transA", 0) and held.get("alpha", 1) == held.get("beta", 1) == 1
@@ -175,7 +177,7 @@ def _symbolic(light: onnx.ModelProto) -> str | None:
     if version <= CONVERTED_BELOW:
         try:
             light = onnx.version_converter.convert_version(light, CONVERTED_TO)
-        except INFERENCE_ERRORS as error:
+        except CONVERSION_ERRORS as error:
             return complaints(error)[0]
     module, heard = _symbolic_module(), _Heard()
     module.logger.addHandler(heard)
