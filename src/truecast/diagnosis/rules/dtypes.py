@@ -96,7 +96,7 @@ def overflows_half(evidence: Evidence) -> Seen | None:
     names = []
     for node in evidence.nodes:
         target = node.attributes.get("to")
-        if node.op_type == "Cast" and target is not None and target.as_int() == ir.DataType.FLOAT16:
+        if node.op_type == "Cast" and node.inputs and target is not None and target.as_int() == ir.DataType.FLOAT16:
             values = evidence.values(node.inputs[0])
             if values is not None and values.dtype.kind == "f" and _too_large(values):
                 names.append(f"{label(node)} ({float(np.abs(values).max()):.3g})")
