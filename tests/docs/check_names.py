@@ -72,10 +72,14 @@ class Sources:
 
     def _named(self, name: str, module: str, function: Function, depth: int) -> set[str]:
         parameters = [argument.arg for argument in function.args.args]
-        values = _assigned(function.body).get(name) or self.constants[module].get(name, [])
+        values = _assigned(function.body).get(name) or self.constants[module].get(name) or self._imported(name)
         if not values and name in parameters and depth:
             return self._given(function, parameters.index(name), depth - 1) or {ANYTHING}
         return {text for value in values for text in self.texts(value, module, function, depth)} or {ANYTHING}
+
+    def _imported(self, name: str) -> list[ast.expr]:
+        """What a constant of another module is assigned."""
+        return next((found[name] for found in self.constants.values() if name.isupper() and name in found), [])
 
     def _given(self, function: Function, place: int, depth: int) -> set[str]:
         """What the callers of a function give as one of its arguments."""
