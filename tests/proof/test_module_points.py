@@ -108,3 +108,12 @@ def test_switches_and_windows_beyond_the_positions_add_no_size() -> None:
     assert max(length for _, length in shapes(author)) == 80
     plain = shapes(reader(Axis("sequence_length", 1, 80)))
     assert shapes(reader(Axis("sequence_length", 1, 80), use_sliding_window=True)) == plain
+
+
+def test_a_padding_mask_of_torchs_own_modules_is_true_where_nothing_is() -> None:
+    example = torch.zeros(3, 17, dtype=torch.bool)
+    mask = InputSpec("src_key_padding_mask", example, {0: BATCH, 1: Axis("length", 1, 20)})
+    points = {point.name: point.tensors[0] for point in module_grid(AuthorModule(Reader(), (mask,))).points}
+    right, left = (next(value for name, value in points.items() if name.startswith(side)) for side in ("right", "left"))
+    assert not right[:, 0].any() and right[1:, -1].all() and left[1:, 0].all() and not left[:, -1].any()
+    assert any(value.all(1).any() for value in points.values())  # nothing but padding is tried as well

@@ -114,11 +114,13 @@ def test_an_encoder_with_a_padding_mask_is_proven(tmp_path: Path) -> None:
             super().__init__()
             self.encoder = encoder()
 
-        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-            return self.encoder(x, src_key_padding_mask=padding)  # type: ignore[no-any-return]
+        def forward(self, x: Tensor, padding_mask: Tensor) -> Tensor:
+            return self.encoder(x, src_key_padding_mask=padding_mask)  # type: ignore[no-any-return]
 
     torch.manual_seed(0)
     example = torch.randn(ROWS, 5, WIDTH), torch.zeros(ROWS, 5, dtype=torch.bool)
     free = {0: "rows", 1: "length"}
-    result = truecast.export(Padded(), tmp_path / "out", example_inputs=example, dynamic={"x": free, "padding": free})
+    result = truecast.export(
+        Padded(), tmp_path / "out", example_inputs=example, dynamic={"x": free, "padding_mask": free}
+    )
     assert result.manifest.certificate.status is Status.PROVEN

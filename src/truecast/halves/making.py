@@ -96,7 +96,7 @@ def _random(inputs: Sequence[InputSpec]) -> Feed:
     for spec in inputs:
         shape, dtype = tuple(int(n) for n in spec.example.shape), spec.example.dtype
         if spec.is_mask:
-            values = torch.ones(shape, dtype=dtype)
+            values = torch.full(shape, not spec.is_padding).to(dtype)
         elif dtype.is_floating_point:
             values = torch.randn(shape, generator=generator)
         else:

@@ -223,8 +223,9 @@ def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> list[int]:
 def _tensor(spec: InputSpec, sizes: Mapping[str, int], mask: MaskOf, generator: torch.Generator) -> Tensor:
     example = spec.example
     shape = _shape(spec, sizes)
-    if spec.is_mask and len(shape) == 2:
-        return mask(*shape).to(example.dtype)
+    if spec.is_mask and len(shape) == 2 and not (spec.is_padding and mask is _ones):  # then rows of padding alone, too
+        made = mask(*shape).to(example.dtype)
+        return ~made if spec.is_padding else made
     if example.dtype is torch.bool:
         return torch.rand(shape, generator=generator) < 0.5
     if not example.is_floating_point():

@@ -98,7 +98,12 @@ class InputSpec:
     @property
     def is_mask(self) -> bool:
         """Whether it says which positions count."""
-        return self.name.endswith("attention_mask")
+        return self.name.endswith("attention_mask") or self.is_padding
+
+    @property
+    def is_padding(self) -> bool:
+        """Whether it says, as torch's own modules have it, which positions do not count."""
+        return self.name.endswith("padding_mask") and self.example.dtype is torch.bool
 
 
 @dataclass(frozen=True)
