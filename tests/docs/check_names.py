@@ -16,8 +16,6 @@ from pathlib import Path
 import truecast.proof
 
 MAKERS = frozenset({"check", "counted", "reported", "broken"})
-HOME = "tally.py"
-"""Where they are defined."""
 NAME_PLACE = 1
 ANYTHING = "…"
 DEPTH = 4
@@ -35,7 +33,7 @@ class Sources:
     @classmethod
     def read(cls) -> Sources:
         folder = Path(truecast.proof.__file__).parent
-        return cls(tuple(ast.parse(path.read_text()) for path in sorted(folder.rglob("*.py")) if path.name != HOME))
+        return cls(tuple(ast.parse(path.read_text()) for path in sorted(folder.rglob("*.py"))))
 
     @cached_property
     def constants(self) -> dict[str, dict[str, list[ast.expr]]]:
@@ -52,7 +50,7 @@ class Sources:
         """All names of checks."""
         found: set[str] = set()
         for module, function in self.functions():
-            for call in _calls(function, MAKERS):
+            for call in () if _makes(function) else _calls(function, MAKERS):
                 found |= self.texts(call.args[NAME_PLACE], module, function, DEPTH)
         return found
 
@@ -90,6 +88,11 @@ class Sources:
             if len(call.args) > place
             for text in self.texts(call.args[place], module, caller, depth)
         }
+
+
+def _makes(function: Function) -> bool:
+    """Whether a function is one of those that are given the name of a check, behind its tier."""
+    return function.name in MAKERS and [argument.arg for argument in function.args.args[:2]] == ["tier", "name"]
 
 
 def _outside(module: ast.Module) -> list[ast.stmt]:
