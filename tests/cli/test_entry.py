@@ -75,7 +75,7 @@ def test_the_help_of_a_verb_has_examples_and_what_all_verbs_take(verb: str, true
 
 def test_options_of_export_stand_in_groups(truecast_: Command) -> None:
     text = truecast_("export", "--help").out
-    assert text.index("Quantizing:") < text.index("--method") < text.index("Models without a cache:")
+    assert text.index("\nQuantizing:") < text.index("--method") < text.index("\nModels without a cache:")
 
 
 def test_a_shell_completes_verbs() -> None:
