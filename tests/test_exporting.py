@@ -20,7 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 import truecast
 from tests.checkpoint.gguf.cases import BY_NAME as GGUF_CASES
+from tests.conformance.cases import BY_NAME
 from tests.test_artifact import MANIFEST
+from tests.tiny import tiny_checkpoint
 from truecast import describing, exporting
 from truecast.artifact import Certificate, Check, Manifest, Status, read_manifest, sha256_of
 from truecast.checkpoint import open_checkpoint
@@ -367,3 +369,19 @@ def test_linked_weights_take_no_space_and_give_the_same_graph(pristine: Path, tm
     data = folder / "model.onnx.data"
     assert not data.exists() or data.stat().st_size < (folder / "model.safetensors").stat().st_size / 100
     ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+
+
+def test_products_that_the_author_writes_out_are_quantized_as_linear_leaves_are(tmp_path: Path) -> None:
+    """Falcon's linear layers multiply by themselves, and its attention is traced with them."""
+    source = tiny_checkpoint(BY_NAME["falcon"], tmp_path / "source")
+    folder = export(source, tmp_path / "out", Request(precision="int4", verify=False))
+    packings = {info.sources[0]: info.packing for info in read_manifest(folder).weights}
+    matrices = {name: packing for name, packing in packings.items() if "norm" not in name and "ln_f" not in name}
+    assert len(matrices) == 10 and all(packing.startswith("int4") for packing in matrices.values())
+
+
+def test_the_end_of_a_table_of_positions_bounds_no_text_before_it(tmp_path: Path) -> None:
+    """MPT cuts its biases, [heads, 1, positions], to the text; at the last position nothing is cut."""
+    source = tiny_checkpoint(BY_NAME["mpt"], tmp_path / "source")
+    folder = export(source, tmp_path / "out", Request(precision="fp32", verify=False))
+    assert read_manifest(folder).graph.context_length == 128

@@ -11,9 +11,10 @@ import truecast
 from tests.conformance.cases import BY_NAME
 from tests.proof.conftest import Artifact
 from tests.proof.planting import change_data, change_graph, change_manifest, failed, manifest_of, reprove
+from tests.test_artifact import MANIFEST
 from tests.tiny import tiny_checkpoint
 from truecast.artifact import Status
-from truecast.proof.claims import NAME
+from truecast.proof.claims import NAME, session_faults
 
 VALUES = "weights are the checkpoint's"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -61,11 +62,24 @@ def test_other_fields_of_the_manifest_must_agree(spoilable: Artifact) -> None:
     folder = spoilable("llama", "int4")
     graph = manifest_of(folder).graph
     assert graph.cache is not None
-    cache = graph.cache.model_copy(update={"bits": 8})
-    change_manifest(folder, dialect="standard", graph=graph.model_copy(update={"padding": "right", "cache": cache}))
+    cache = graph.cache.model_copy(update={"bits": 8, "layers": 7})
+    changes = {"padding": "right", "cache": cache}
+    change_manifest(folder, dialect="standard", provider="abacus", graph=graph.model_copy(update=changes))
     detail = failed(reprove(folder))[NAME].detail
-    for said in ("dialect is standard", "padding is right", "no bits to a code in the graph"):
+    for said in (
+        *("dialect is standard", "padding is right", "no bits to a code in the graph", "no provider abacus"),
+        "2 layers of float32 in the graph, 7 layers",
+    ):
         assert said in detail
+
+
+def test_a_session_that_cannot_be_is_found() -> None:
+    graph = MANIFEST.graph.model_copy(update={"optimization": "most"})
+    claimed = MANIFEST.model_copy(update={"graph": graph, "precision": "bf16", "provider": "cpu"})
+    assert list(session_faults(claimed)) == [
+        "the provider is cpu, which has no kernels for bfloat16",
+        "there is no level of optimization most",
+    ]
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "portable"])

@@ -8,6 +8,7 @@
 | a library's codes | scales in 16 bits, as libraries store them; truecast's own are float32 |
 | padding, dialect | the contract of the target |
 | vocabulary | the shape of the logits |
+| layers of the cache, their dtype | the graph's inputs |
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from truecast.proof.held import HeldWeight
 from truecast.proof.reference import Reference
 from truecast.proof.static import dims
 from truecast.proof.tally import counted
+from truecast.runtime.cache import PAST_PREFIX
+from truecast.runtime.providers import LEVELS, PROVIDERS
 from truecast.targets import find_target
 from truecast.weights.names import INTEGERS
 from truecast.weights.rules import Rule
@@ -110,8 +113,9 @@ def claims_check(
     """What the manifest says otherwise."""
     half = half_of(model, fallbacks=not decoder)
     faults = [*_kind_faults(model, manifest, weights, half), *_target_faults(manifest, decoder)]
-    if decoder:
-        faults += _decoder_faults(model, manifest)
+    faults += [*session_faults(manifest), *(_decoder_faults(model, manifest) if decoder else ())]
+    if not decoder and manifest.graph.vocab_size is not None:
+        faults.append(f"vocab_size is {manifest.graph.vocab_size}, and there are no logits of tokens")
     detail = f"{manifest.precision} for {manifest.target}"
     return counted(TIER, NAME, faults, "contradictions", detail)
 
@@ -152,8 +156,24 @@ def _target_faults(manifest: Manifest, decoder: bool) -> Iterator[str]:
             yield f"{what} is {said}, that of {target.name} is {wanted}"
 
 
+def session_faults(manifest: Manifest) -> Iterator[str]:
+    """What the manifest says of its sessions that no session could be."""
+    if manifest.provider not in PROVIDERS:
+        yield f"there is no provider {manifest.provider}"
+    half = HALVES.get(manifest.precision)
+    if half is not None and half.providers and manifest.provider not in half.providers:
+        yield f"the provider is {manifest.provider}, which has no kernels for {half.word}"
+    if manifest.graph.optimization not in LEVELS:
+        yield f"there is no level of optimization {manifest.graph.optimization}"
+
+
 def _decoder_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
     info = manifest.graph
+    pasts = [value for value in model.graph.inputs if (value.name or "").startswith(PAST_PREFIX)]
+    kinds = {str(value.dtype.numpy()) for value in pasts if value.dtype is not None}
+    if info.cache is not None and (2 * info.cache.layers, {info.cache.dtype}) != (len(pasts), kinds):
+        found = f"{len(pasts) // 2} layers of {' and '.join(sorted(kinds))}"
+        yield f"the cache has {found} in the graph, {info.cache.layers} layers of {info.cache.dtype} in the manifest"
     bits = cache_bits_of(model)
     said = None if info.cache is None else info.cache.bits
     if said != bits:

@@ -32,8 +32,8 @@ LONGROPE = "longrope"
 
 def context_length(checkpoint: Checkpoint) -> int | None:
     """Positions that the model was made for, or None where its configuration does not say."""
-    length = checkpoint.config.get("max_position_embeddings") or checkpoint.config.get("n_positions")
-    return int(length) if length else None
+    found = (checkpoint.config.get(name) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((int(length) for length in found if length), None)
 
 
 def restarts_behind(checkpoint: Checkpoint) -> int | None:

@@ -34,16 +34,17 @@ WRAPPER = "decoder."
 """Prefix of every parameter's name inside the step module."""
 
 
-def capture(step: nn.Module, cached: Callable[[], Sequence[int]], opset: int) -> ir.Model:
+def capture(step: nn.Module, cached: Callable[[], Sequence[int]], opset: int, positions: int | None = None) -> ir.Model:
     """The graph of one decoding step; initializers are named after the author's parameters and hold no data.
 
     `step(input_ids, attention_mask, position_ids, past_probe)` returns logits and, flat, the present key and value of
-    the layers that `cached()` names afterwards; `past_probe` has the length of the past and is not read.
+    the layers that `cached()` names afterwards; `past_probe` has the length of the past and is not read. `positions`
+    is how many the model was made for.
     """
     with fake_tensors(), torch.no_grad():
         program = _export(step)
     _require_dynamic(program)
-    _require_all_lengths(program)
+    _require_all_lengths(program, positions)
     outputs = ["logits", *(f"present.{layer}.{part}" for layer in cached() for part in ("key", "value"))]
     graph = to_onnx(program, INPUTS, outputs, opset)
     forget_weights(graph, step, WRAPPER)
@@ -136,10 +137,15 @@ def _require_dynamic(program: ExportedProgram) -> None:
                 )
 
 
-def _require_all_lengths(program: ExportedProgram) -> None:
-    """What the author's branches asked of sums of sizes must hold at all of them: torch.export keeps it as guards."""
+def _require_all_lengths(program: ExportedProgram, positions: int | None) -> None:
+    """What the author's branches asked of sums of sizes must hold at all of them: torch.export keeps it as guards.
+
+    The last position of the model is left to the proof: an end that is cut nowhere is one of torch's guards, too.
+    """
+    asked = [*LENGTHS, *([positions - 1 - length for length in LENGTHS[:2]] if positions else ())]
+    pairs = [(new, past) for new, past in product(asked, asked) if min(new, past) > 1]
     for guard in getattr(program, "_guards_code", None) or ():
-        for new, past in product(LENGTHS, LENGTHS):
+        for new, past in (pair for pair in pairs if positions is None or sum(pair) < positions):
             shapes = ((2, new), (2, past + new), (2, new), (past,))
             sizes = {name: _Sized(shape) for name, shape in zip(INPUTS, shapes, strict=True)}
             if not _holds(guard, sizes):

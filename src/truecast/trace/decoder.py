@@ -103,6 +103,10 @@ class _Step(nn.Module):
         context.bias = outputs[2] if self.padding == "any" else None
 
 
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What configurations call the number of positions (the last: MPT's and DBRX's)."""
+
+
 def trace_decoder(
     config: PreTrainedConfig,
     dialect: Dialect,
@@ -128,6 +132,13 @@ def trace_decoder(
         with fake_tensors(), functional_frequencies(model):
             shapes = _cache_shapes(model, config)
         return _traced(model, shapes, dialect, padding, experts)
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many positions a model was made for, whatever its configuration calls them; None where it does not say."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in POSITIONS)
+    return next((int(value) for value in found if value), None)
 
 
 def _traced(
@@ -216,7 +227,7 @@ def _trace(
             step.stand_ins = lambda cache: traced_once(layers[1], cache)
         noted: list[list[int]] = []  # not an attribute of the step: torch.export puts those back
         step.note = noted.append
-        graph = capture(step, lambda: noted[-1], dialect.opset)
+        graph = capture(step, lambda: noted[-1], dialect.opset, positions_of(model.config))
         counts = Counter(counts) + experts.counts
     reasons = reasons | experts.reasons
     return _finish(model, graph, shapes, counts, reasons, step, layers, any(seam.calls for seam in rotary))
