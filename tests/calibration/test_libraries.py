@@ -57,7 +57,7 @@ def test_a_missing_library_is_named_with_its_extra(
     [
         ({"precision": "fp32", "method": "hqq"}, "--method hqq makes codes of floats, but fp32 has none"),
         ({"precision": "as-is", "method": "gptq"}, "--method gptq makes codes of floats, but as-is has none"),
-        ({"precision": "int4", "method": "rnt"}, "no method 'rnt'; choose one of rtn, k-quant, hqq, gptq, awq,"),
+        ({"precision": "int4", "method": "rnt"}, "no method 'rnt'; did you mean 'rtn'?"),
         ({"precision": "int8", "method": "awq"}, "--method awq makes no int8; choose --precision int4"),
         ({"precision": "fp16"}, "--calibration tells what int4 and int8 cost; fp16 has none"),
         ({"precision": "int4", "verify": False}, "--calibration is for the proof to measure on, or for gptq, awq"),

@@ -188,7 +188,7 @@ PLANTS = [
         "NaN in the data file",
         "int4",
         lambda folder: change_data(folder, f"{DOWN}.weight.scales", to_nan),
-        "exact products is finite",
+        VALUES,
         1,
         DOWN,
         "weight",

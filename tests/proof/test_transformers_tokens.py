@@ -36,7 +36,7 @@ def test_other_ids_are_noted_with_the_first_line(tmp_path: Path, monkeypatch: py
 def test_a_folder_whose_tokenizer_transformers_does_not_open_is_noted(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path, byte_level(), tokenizer_class="NoSuchTokenizer", auto_map={"AutoTokenizer": 1})
     (note,) = transformers_notes(folder)
-    assert note.startswith("transformers opens no tokenizer in the artifact's folder (")
+    assert note.startswith("transformers has no tokenizer for the artifact's folder (")
 
 
 def test_what_is_put_around_a_text_is_found(tmp_path: Path) -> None:
