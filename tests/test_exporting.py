@@ -371,15 +371,6 @@ def test_linked_weights_take_no_space_and_give_the_same_graph(pristine: Path, tm
     ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
 
-def test_products_that_the_author_writes_out_are_quantized_as_linear_leaves_are(tmp_path: Path) -> None:
-    """Falcon's linear layers multiply by themselves, and its attention is traced with them."""
-    source = tiny_checkpoint(BY_NAME["falcon"], tmp_path / "source")
-    folder = export(source, tmp_path / "out", Request(precision="int4", verify=False))
-    packings = {info.sources[0]: info.packing for info in read_manifest(folder).weights}
-    matrices = {name: packing for name, packing in packings.items() if "norm" not in name and "ln_f" not in name}
-    assert len(matrices) == 10 and all(packing.startswith("int4") for packing in matrices.values())
-
-
 def test_the_end_of_a_table_of_positions_bounds_no_text_before_it(tmp_path: Path) -> None:
     """MPT cuts its biases, [heads, 1, positions], to the text; at the last position nothing is cut."""
     source = tiny_checkpoint(BY_NAME["mpt"], tmp_path / "source")

@@ -51,7 +51,6 @@ from truecast.trace.decoder import Trace, trace_decoder
 from truecast.trace.interface import apply_interface
 from truecast.trace.naming import canonical
 from truecast.trace.skeleton import load_config
-from truecast.weights.adopting import adopt_products
 from truecast.weights.binding import Binding, array_binding
 from truecast.weights.cache import cached_attention
 from truecast.weights.emitters import EMITTERS
@@ -257,7 +256,6 @@ def _bind(trace: Trace, sources: Sources, request: Request, target: Target) -> P
         tables = fuse_rotary(model, length)
     expand(model)
     RemoveUnusedNodesPass()(model)
-    adopt_products(model)
     apply_interface(trace, target.single_logits)
     emitter = EMITTERS[target.dialect]
     packer = Packer(model, sources, packing(request), trace.embedding, trace.head, emitter=emitter)
