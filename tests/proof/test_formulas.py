@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import truecast
+from tests.conformance.shapes import SHAPE
 from tests.encoders import classifier
 from tests.proof.conftest import Artifact
 from tests.proof.planting import change_graph, failed, reprove
+from tests.tiny import Case, tiny_model
 from truecast.artifact import Check, read_manifest
 from truecast.checkpoint import open_checkpoint
 from truecast.proof.executed import formulas_of
 from truecast.proof.formulas import NAME, decoder_formulas, module_formulas
 from truecast.proof.held import load_graph
 from truecast.proof.module_points import module_grid
+from truecast.proof.recording import Recording, watched_attention
 from truecast.proof.reference import Reference
 from truecast.trace.opening import ModuleSource, open_author
 
@@ -176,3 +179,10 @@ def test_what_an_author_writes_out_is_seen() -> None:
     assert dict(seen.epsilons) == {"": {1e-4, 1e-3}}
     assert (seen.offsets, dict(seen.gelus)) == ({"": 1.0}, {"none": 1, "tanh": 1})
     assert 7.0 in seen.numbers
+
+
+def test_attention_is_watched_where_the_author_gives_the_mask_by_name() -> None:
+    model, recording = tiny_model(Case("afmoe", "AfmoeConfig", SHAPE | {"head_dim": 16})), Recording()
+    with torch.no_grad(), watched_attention(model, recording):
+        model(torch.arange(5)[None])
+    assert len(recording.attention) == 2

@@ -126,10 +126,10 @@ def watched_attention(model: PreTrainedModel, recording: Recording) -> Iterator[
     before = {key: getattr(config, "_attn_implementation", None) for key, config in configs.items()}
 
     def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
+    ) -> Any:  # the names are transformers' own: authors call by them
         author = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
-        result = author(module, query, key, value, mask, *args, **kwargs)
+        result = author(module, query, key, value, attention_mask, *args, **kwargs)
         settings = {name: v for name, v in kwargs.items() if isinstance(v, bool | int | float | None)}
         q, k, v, out = (x.numpy().copy() for x in (query, key, value, result[0]))
         recording.attention.append(AttentionRecord(q, k, v, out, settings))
