@@ -100,5 +100,10 @@ def test_what_is_no_decoder_needs_no_mechanism_of_decoders() -> None:
     assert obstacle(checkpoint({"model_type": "t5"}), "feature-extraction") is None
 
 
+def test_what_sees_may_come_without_the_part_that_reads() -> None:
+    clip = {"model_type": "clip", "text_config": {"vocab_size": 49408}, "vision_config": {"hidden_size": 8}}
+    assert obstacle(checkpoint(clip), "image-classification") is None
+
+
 def test_no_tensors_are_an_obstacle() -> None:
     assert "no tensors" in (obstacle(memory_checkpoint(Path("it"), {}, LLAMA, {}), GENERATION) or "")

@@ -41,7 +41,7 @@ def test_only_the_weights_it_names_change(tmp_path: Path) -> None:
     want = plain.tensors[f"{QUERY}.weight"].read() + 4 * b @ a
     np.testing.assert_allclose(whole.tensors[f"{QUERY}.weight"].read(), want, rtol=CLOSE, atol=CLOSE)
     assert (plain.notices, len(whole.notices)) == ((), 1)
-    assert whole.notices[0].endswith("is added to 1 parameters.")
+    assert whole.notices[0].endswith("is added to 1 parameter.")
 
 
 def test_an_expert_that_is_stored_alone_changes_in_its_stack(tmp_path: Path) -> None:

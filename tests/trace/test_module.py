@@ -292,6 +292,18 @@ def test_a_choice_between_two_graphs_is_traced() -> None:
     assert "If" in {node.op_type for node in trace(Choosing(), None).model.graph}
 
 
+class Hiding(Base):
+    """Hides what a mask of integers says, as XLNet does."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.linear(x) * (1.0 - mask)[..., None]
+
+
+def test_integers_are_taken_from_a_float(tmp_path: Path) -> None:
+    made = truecast.export(Hiding(), tmp_path / "out", example_inputs=(X, torch.ones(X.shape[:2], dtype=torch.long)))
+    assert made.manifest.certificate.status is Status.PROVEN
+
+
 def test_the_other_exporter_is_named_for_layers_that_torch_export_unrolls() -> None:
     said = refusal(nn.GRU(8, 4, batch_first=True), {"input": {0: "batch", 1: "length"}})
     assert said.endswith("The exporter unrolls nn.GRU; pass --exporter torchscript, which keeps it whole.")

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from tests.conformance.encoders import PICTURE
 from tests.tiny import Case, tiny_checkpoint
 from truecast.errors import InputError
+from truecast.proof.source.loading import load_author
 from truecast.trace.opening import ModuleSource, open_author
 
 SEES: dict[str, Any] = {**PICTURE, "patch_size": 4, "image_size": 20, "num_channels": 1}
@@ -58,6 +60,15 @@ def test_a_picture_has_the_size_and_the_channels_of_the_part_that_sees(
     author, _ = open_author(ModuleSource(tmp_path))
     (pixels,) = author.inputs
     assert list(pixels.example.shape[1:]) == shape
+
+
+def test_a_model_that_keeps_states_gives_none_of_them(tmp_path: Path) -> None:
+    small = {"vocab_size": 320, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16, "mem_len": 6}
+    tiny_checkpoint(Case("xlnet", "XLNetConfig", small, model_class="XLNetModel"), tmp_path)
+    author, checkpoint = open_author(ModuleSource(tmp_path))
+    assert set(author([spec.example for spec in author.inputs])) == {"last_hidden_state"}
+    assert isinstance(author.module, PreTrainedModel)
+    assert not load_author(author.module, checkpoint).model.config.use_mems_eval
 
 
 LASR = {

@@ -50,7 +50,7 @@ def _obstacles(checkpoint: Checkpoint, task: str) -> Iterator[str]:
     library = Library()
     if not checkpoint.tensors:
         yield "its files hold no tensors; download or save it again"
-    yield from _wrong_settings(checkpoint, library)
+    yield from _wrong_settings(checkpoint, task, library)
     kind = str(checkpoint.config.get("model_type"))
     if "auto_map" in checkpoint.config:  # its author's code comes along, and is not read
         return
@@ -66,7 +66,7 @@ def _obstacles(checkpoint: Checkpoint, task: str) -> Iterator[str]:
         yield from _missing_mechanisms(checkpoint, kind, library)
 
 
-def _wrong_settings(checkpoint: Checkpoint, library: Library) -> Iterator[str]:
+def _wrong_settings(checkpoint: Checkpoint, task: str, library: Library) -> Iterator[str]:
     config = checkpoint.config
     for name, value in config.items():
         if name.endswith("_config") and not isinstance(value, Mapping | None):
@@ -75,13 +75,14 @@ def _wrong_settings(checkpoint: Checkpoint, library: Library) -> Iterator[str]:
     text: Mapping[str, Any] = {**config, **nested} if isinstance(nested, Mapping) else config
     largest = max((tensor.size for tensor in checkpoint.tensors.values()), default=0)
     layers = max(FEW_LAYERS, len(checkpoint.tensors))
+    measured = text if task == GENERATION else config  # what sees may come without the part that reads
     for name in SIZES:
         value = text.get(name, 1)
         if isinstance(value, list):  # one for each layer
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             yield f"config.json says {name} is {value!r}, which is no whole number above zero; correct it"
-        elif value > (layers if name == "num_hidden_layers" else largest):
+        elif name in measured and value > (layers if name == "num_hidden_layers" else largest):
             yield f"config.json says {name} is {value}, for which its tensors are too few or too small; correct it"
     for name in ("dtype", "torch_dtype"):
         if isinstance(dtype := config.get(name), str) and dtype.removeprefix("torch.") not in DTYPES:

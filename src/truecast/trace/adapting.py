@@ -90,4 +90,5 @@ def _notice(base: Checkpoint, adapter: Adapter, finished: Checkpoint) -> str:
     coded = sum(base.tensors[name].is_quantized for name in changed if name in base.tensors)
     beside = f"; to cast the base alone, move {adapter.files[0].name} elsewhere" if adapter.path == base.path else ""
     floats = f" {coded} of them were quantized, and are floats with it." if coded else ""
-    return f"The adapter in {adapter.path} is added to {len(adapter.changes)} parameters{beside}.{floats}"
+    count = len(adapter.changes)
+    return f"The adapter in {adapter.path} is added to {count} parameter{'s' * (count != 1)}{beside}.{floats}"

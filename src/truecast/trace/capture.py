@@ -189,6 +189,7 @@ UNBOUNDED = 1 << 31
 
 def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> ir.Model:
     """The program as an ONNX graph of that opset, nothing optimized; quiet."""
+    _rewrite_differences(program)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     try:
@@ -208,6 +209,19 @@ def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[s
     assert exported is not None
     name_ends(exported.model.graph, inputs, outputs)
     return exported.model
+
+
+def _rewrite_differences(program: ExportedProgram) -> None:
+    """c - x as -x + c where c is a float and x holds integers: torch's exporter cannot promote the former's types."""
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.rsub.Scalar):
+        whole, number, *rest = node.args
+        if rest or not isinstance(number, float) or whole.meta["val"].is_floating_point():
+            continue
+        with program.graph.inserting_before(node):
+            negative = program.graph.call_function(torch.ops.aten.neg.default, (whole,))
+        negative.meta = dict(whole.meta)
+        node.target, node.args = torch.ops.aten.add.Tensor, (negative, number)
+    program.graph_module.recompile()
 
 
 def name_ends(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:

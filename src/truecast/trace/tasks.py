@@ -58,6 +58,8 @@ LEAST_VOCABULARY = 100
 """Token ids of an example where no configuration says how many there are."""
 LONGEST_PROMPT = 8
 """Tokens of a prompt in the proof; the graph takes any number."""
+CACHES = ("use_cache", "use_mems_eval")
+"""Settings by which a model keeps keys and values, or, as XLNet does, states of layers, for the next tokens."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -107,8 +109,9 @@ def class_for(checkpoint: Checkpoint, config: PreTrainedConfig, task: str) -> An
 def _without_cache(config: PreTrainedConfig) -> None:
     """Nobody asks a module without a cache for keys and values; keeping a window of them needs a least length."""
     for part in (config, config.get_text_config()):
-        if getattr(part, "use_cache", None):
-            part.use_cache = False
+        for name in CACHES:
+            if getattr(part, name, None):
+                setattr(part, name, False)
 
 
 def _inputs(

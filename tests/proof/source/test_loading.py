@@ -200,7 +200,7 @@ def test_an_encoder_is_proven_with_its_adapter(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", factors("bert.encoder.layer.0.attention.self.query", 64, 64))
     artifact = truecast.export(source, tmp_path / "out", precision="fp32", adapter=adapter)
     assert artifact.manifest.certificate.status.value == "proven"
-    assert f"The adapter in {adapter} is added to 1 parameters." in artifact.manifest.notices
+    assert f"The adapter in {adapter} is added to 1 parameter." in artifact.manifest.notices
 
 
 @pytest.mark.parametrize("names", [("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")])

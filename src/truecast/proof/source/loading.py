@@ -40,6 +40,8 @@ REFUSALS = (
     SafetensorError,
 )
 """What transformers and an author's constructor raise for what they do not take."""
+CACHES = ("use_cache", "use_mems_eval")
+"""Settings by which a model gives what it keeps for the next tokens besides its outputs; the second is XLNet's."""
 STACK_RANK = 3
 OWN_CODE = "the definitions of the formats"
 INSIDE = re.compile(r"(^|(?<=\.))_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
@@ -89,8 +91,9 @@ def load_author(author: PreTrainedModel, checkpoint: Checkpoint, trust_remote_co
 def _without_cache(config: PreTrainedConfig) -> None:
     """A module without a cache gives no keys and values besides its outputs."""
     for part in (config, config.get_text_config()):
-        if getattr(part, "use_cache", None):
-            part.use_cache = False
+        for name in CACHES:
+            if getattr(part, name, None):
+                setattr(part, name, False)
 
 
 def _loaded(
