@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from truecast.proof.operators import EVALUATED, dequantize, unpack_codes
+from truecast.proof.operators import EVALUATED, dequantize, mixture, unpack_codes
 
 CONTRIB = "com.microsoft"
 ROUNDING = 2e-6
@@ -119,3 +119,12 @@ def test_codes_are_unpacked_lowest_bits_first() -> None:
 def test_a_code_stands_for_its_distance_from_the_zero_point() -> None:
     codes, scales = np.array([[[0x80, 0xF7]]], np.uint8), np.array([[0.5]], np.float32)
     assert dequantize(codes, scales, 4, 4, 3).tolist() == [[-4.0, 0.0, -0.5]]
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0])
+def test_a_kernel_may_take_either_of_two_codes_that_a_value_lies_between(factor: float) -> None:
+    x, share = np.array([[127.0, 7.0, 8.0, 0.0]], np.float32), np.array([[0.25]], np.float32)
+    first, second = np.diag([1, factor, 1, 1]).astype(np.float32), np.arange(16, dtype=np.float32).reshape(4, 4) - 9
+    _, leeway = mixture(x, share, lambda number: (first, None, second, None), {"activation_type": "identity"}, 4)
+    between = x[0, 1] * factor % 1 == 0.5
+    np.testing.assert_allclose(leeway, [0.25 * between * np.abs(second[:, 1])])

@@ -137,14 +137,23 @@ def sigmoid(x: Array) -> Array:
     return np.asarray(np.where(x >= 0, 1, small) / (1 + small), np.float32)
 
 
-def rounded(x: Array, block: int) -> Array:
-    """x [rows, width] as products with int8 activations take it: 127 steps for the largest of each block."""
+UNDECIDED = 2e-4
+"""Steps from the middle of two codes within which the last bits of a sum decide: 127 steps times 1.5e-6, what sums in
+float32 leave."""
+
+
+def rounded(x: Array, block: int) -> tuple[Array, Array]:
+    """x [rows, width] as products with int8 activations take it: 127 steps for the largest of each block.
+
+    Beside it the step of each value that lies in the middle of two codes, of which either is right; 0 for the others.
+    """
     blocks = x.reshape(len(x), -1, block)
     step = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
     with np.errstate(divide="ignore", invalid="ignore"):
-        codes = np.where(step > 0, np.rint(blocks * (np.float32(1) / step)), 0)
+        steps = np.where(step > 0, blocks * (np.float32(1) / step), 0)
+    codes, middle = np.rint(steps), np.abs(steps - np.floor(steps) - 0.5) < UNDECIDED
     result: Array = (codes * step).astype(np.float32).reshape(x.shape)
-    return result
+    return result, np.where(middle, step, 0).astype(np.float32).reshape(x.shape)
 
 
 Expert = tuple[Array, Array | None, Array, Array | None]
@@ -153,8 +162,10 @@ Expert = tuple[Array, Array | None, Array, Array | None]
 
 def mixture(
     x: Array, weights: Array, expert: Callable[[int], Expert], attributes: Mapping[str, Any], block: int = 0
-) -> Array:
-    """What MoE and QMoE compute, float32 [tokens, width].
+) -> tuple[Array, Array]:
+    """What MoE and QMoE compute, float32 [tokens, width], and how far off a kernel may be that rounds to int8.
+
+    That is where the input of the second product, which is computed, lies in the middle of two codes.
 
     Args:
         x: float32 [tokens, width].
@@ -163,15 +174,17 @@ def mixture(
         attributes: of the node.
         block: weights per scale where the kernel rounds what products take to int8, else 0.
     """
-    result = np.zeros_like(x)
+    result, leeway = np.zeros_like(x), np.zeros_like(x)
     for number in np.flatnonzero(weights.any(0)):
         rows = np.flatnonzero(weights[:, number])
         first, first_bias, second, second_bias = expert(int(number))
-        inner = (rounded(x[rows], block) if block else x[rows]) @ first.T
+        inner = (rounded(x[rows], block)[0] if block else x[rows]) @ first.T
         inner = activated(inner if first_bias is None else inner + first_bias, attributes)
-        out = (rounded(inner, block) if block else inner) @ second.T
+        taken, undecided = rounded(inner, block) if block else (inner, np.zeros_like(inner))
+        out = taken @ second.T
         result[rows] += weights[rows, number, None] * (out if second_bias is None else out + second_bias)
-    return result
+        leeway[rows] += weights[rows, number, None] * (undecided @ np.abs(second.T))
+    return result, leeway
 
 
 class MoE(OpRun):
@@ -189,7 +202,7 @@ class MoE(OpRun):
 
         weights = shares(logits, int(attributes["k"]), bool(attributes.get("normalize_routing_weights")))
         flat = x.reshape(-1, x.shape[-1]).astype(np.float32)
-        return (mixture(flat, weights, expert, attributes).reshape(x.shape).astype(x.dtype),)
+        return (mixture(flat, weights, expert, attributes)[0].reshape(x.shape).astype(x.dtype),)
 
 
 class QMoE(OpRun):
@@ -214,7 +227,7 @@ class QMoE(OpRun):
 
         weights = shares(logits, int(attributes["k"]), bool(attributes.get("normalize_routing_weights")))
         flat = x.reshape(-1, x.shape[-1]).astype(np.float32)
-        return (mixture(flat, weights, expert, attributes).reshape(x.shape).astype(x.dtype),)
+        return (mixture(flat, weights, expert, attributes)[0].reshape(x.shape).astype(x.dtype),)
 
 
 class GatherBlockQuantized(OpRun):
