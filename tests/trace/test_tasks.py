@@ -10,8 +10,10 @@ from transformers import PreTrainedModel
 
 from tests.conformance.encoders import PICTURE
 from tests.tiny import Case, tiny_checkpoint
+from truecast.dialects import dialect
 from truecast.errors import InputError
 from truecast.proof.source.loading import load_author
+from truecast.trace.module import trace_module
 from truecast.trace.opening import ModuleSource, open_author
 
 SEES: dict[str, Any] = {**PICTURE, "patch_size": 4, "image_size": 20, "num_channels": 1}
@@ -60,6 +62,13 @@ def test_a_picture_has_the_size_and_the_channels_of_the_part_that_sees(
     author, _ = open_author(ModuleSource(tmp_path))
     (pixels,) = author.inputs
     assert list(pixels.example.shape[1:]) == shape
+
+
+def test_a_model_of_text_and_pictures_names_what_is_left_out(tmp_path: Path) -> None:
+    tiny_checkpoint(Case("clip", "CLIPConfig", CLIP, model_class="CLIPModel"), tmp_path)
+    author, _ = open_author(ModuleSource(tmp_path))
+    with pytest.raises(InputError, match=r"it takes pixel_values beside input_ids.*; save the part for one of them"):
+        trace_module(author, dialect("ort"))
 
 
 def test_a_model_that_keeps_states_gives_none_of_them(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ UNBOUNDED = 1 << 31
 BATCH = "batch_size"
 MODULE = "module"
 """The task of a module that is none of Hugging Face's."""
+SENSES = ("input_ids", "pixel_values", "input_features", "input_values")
+"""Inputs of what reads, sees and hears, as transformers names them."""
 Dynamic = Mapping[str, Mapping[int, str]]
 """Free axes asked for: input → axis number → name, or name with sizes (`Axis.parse`)."""
 
@@ -224,11 +226,26 @@ def try_call(author: AuthorModule, tensors: Sequence[Tensor]) -> dict[str, Tenso
     names = [spec.name for spec in author.inputs]
     shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(names, tensors, strict=True))
     what = f"{type(author.module).__name__} does not take the inputs {shapes}"
-    with explained(what, NOT_YET if author.is_pretrained else "give others"), torch.no_grad():
+    with explained(what, _without_these(author)), torch.no_grad():
         outputs = author(tensors)
     if not outputs:
         raise InputError(f"{type(author.module).__name__} returns no tensor; there is nothing to cast.")
     return outputs
+
+
+def _without_these(author: AuthorModule) -> str:
+    """What to do where forward() does not take the inputs: a model of text and pictures wants both."""
+    given = [spec.name for spec in author.inputs]
+    taken = inspect.signature(author.module.forward).parameters
+    more = next((name for name in SENSES if name in taken and name not in given), None)
+    if not author.is_pretrained:
+        return "give others"
+    if more is None:
+        return NOT_YET
+    return (
+        f"it takes {more} beside {given[0]}, and models of several linked graphs cannot be cast yet; "
+        "save the part for one of them as a checkpoint of its own"
+    )
 
 
 def outputs_of(result: Any) -> dict[str, Tensor]:

@@ -133,7 +133,8 @@ def _require_dynamic(program: ExportedProgram) -> None:
             if fixed or (bound is not None and bound.upper < UNBOUNDED):
                 limit = size if fixed or bound is None else f"{bound.upper} at most"
                 raise InputError(
-                    f"The model fixes axis {axis} of {node.name} at {limit}; it cannot be cast with that axis free."
+                    f"The model fixes axis {axis} of {node.name} at {limit}; it cannot be cast with that axis free, "
+                    "choose another model."
                 )
 
 
@@ -151,7 +152,7 @@ def _require_all_lengths(program: ExportedProgram, positions: int | None) -> Non
             if not _holds(guard, sizes):
                 raise InputError(
                     f"The model does something else unless {SIZE.sub(_said, guard)}; "
-                    "it cannot be cast for texts of every length."
+                    "it cannot be cast for texts of every length, choose another model."
                 )
 
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from truecast.checkpoint.model import StoredTensor
+from truecast.checkpoint.tasks import FEATURES
 from truecast.dialects.model import Dialect
 from truecast.errors import InputError
 from truecast.trace.capture import capture, past_of
@@ -198,7 +199,10 @@ def _cache_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[int,
         )
         logits.append(outputs.logits)
     if not cache.shapes:
-        raise InputError(f"{config.model_type!r} keeps no key/value cache; it cannot be cast as a decoder yet.")
+        raise InputError(
+            f"{config.model_type!r} keeps no key/value cache and cannot be cast as a decoder yet; "
+            f"take it without its head, with --task {FEATURES}."
+        )
     return dict(sorted(cache.shapes.items()))
 
 

@@ -59,7 +59,7 @@ LONGEST_QUOTE = 140
 Step = tuple[FrameType, int]
 """A call in a traceback, and its line."""
 NO_VALUES = "the values of a tensor decide what is computed, or how large a result is, which a graph cannot follow"
-NOT_YET = "such models cannot be cast yet"
+NOT_YET = "such models cannot be cast yet, choose another one"
 CHECK_CONFIG = "correct config.json"
 
 

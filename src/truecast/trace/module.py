@@ -157,6 +157,8 @@ def _other_way(author: AuthorModule, one: _Found) -> str:
     found = next((type(part).__name__ for part in author.module.modules() if isinstance(part, nn.RNNBase)), None)
     if found is not None:
         return f"The exporter unrolls nn.{found}; pass --exporter torchscript, which keeps it whole."
+    if author.is_pretrained:
+        return f"Choose another model, or name with --dynamic the axes to leave free, without {one.axis.name}."
     return f"Leave it out of --dynamic (`dynamic`), or change what the code does for each size of {one.axis.name}."
 
 

@@ -20,7 +20,7 @@ from truecast.checkpoint.tasks import GENERATION
 from truecast.errors import InputError
 from truecast.trace.conversion import checkpoint_renamer
 from truecast.trace.divided import divide_activations
-from truecast.trace.explaining import CHECK_CONFIG, explained
+from truecast.trace.explaining import CHECK_CONFIG, NOT_YET, explained
 
 
 def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -133,7 +133,7 @@ def real_buffers(model: PreTrainedModel, names: Iterable[str]) -> Mapping[str, T
     names = list(names)
     made = dict(_constructed(model).named_buffers(remove_duplicate=False)) if names else {}
     if unset := [name for name in names if name not in made or made[name].is_meta]:
-        raise InputError(f"The model does not say how to fill its buffers {', '.join(unset)}; it cannot be cast yet.")
+        raise InputError(f"The model does not say how to fill its buffers {', '.join(unset)}; {NOT_YET}.")
     return {name: made[name] for name in names}
 
 
