@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import truecast
 from tests.conformance.encoders import BY_NAME, ROBERTA, TEXT, encoder
@@ -56,6 +57,7 @@ def test_what_the_processor_of_a_kind_makes_is_an_input(
     assert [spec.name for spec in tokens] == ["input_ids", "attention_mask", "token_type_ids"]
     widths = {spec.name: spec.example.shape[2] if spec.example.ndim > 2 else 0 for spec in beside}
     assert {spec.name: (widths[spec.name], spec.high) for spec in beside} == shapes
+    assert all((spec.example.dtype == torch.long) == bool(spec.high) for spec in beside)
     assert not left_out(found)
 
 
@@ -80,6 +82,38 @@ def test_inputs_that_the_graph_has_not_are_a_notice(tmp_path: Path) -> None:
         f"LukeModel takes {names} as well, for which the graph has no input; it gives what the author's code gives "
         "without."
     ]
+
+
+class Trained(nn.Module):
+    """Takes everything that is for training and generation, and one tensor whose name only begins so."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        start_positions: Tensor,
+        inputs_embeds: Tensor,
+        head_mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: Tensor,
+        encoder_hidden_states: Tensor,
+        logits_to_keep: Tensor,
+        cache_position: Tensor,
+        mems: Tensor,
+        attention_mask: Tensor,
+        bool_masked_pos: Tensor,
+        mask_time_indices: Tensor,
+        noise: Tensor,
+        perm_mask: Tensor,
+        target_mapping: Tensor,
+        input_mask: Tensor,
+        label_boxes: Tensor,
+        return_dict: bool,
+    ) -> None: ...
+
+
+def test_an_argument_is_for_training_by_its_whole_name() -> None:
+    assert left_out(AuthorModule(Trained(), ())) == ["label_boxes"]
 
 
 @pytest.mark.parametrize(

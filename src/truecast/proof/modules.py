@@ -202,9 +202,7 @@ def _run(case: _Case, source: ModuleSource) -> tuple[list[Check], list[str]]:
     faults = [fault for point, first, second in repeats for fault in repeat_faults(point.name, first, second)]
     case.report("open the graph", 0, 1)
     checks = [repeat_check(faults, case.reference, len(points))]
-    checks += attempts(
-        "static", {"formulas": lambda: [module_formulas(case.model, case.reference, lambda: case.outputs(points[0]))]}
-    )
+    checks += attempts("static", {"formulas": lambda: [_formulas(case, points[0])]})
     checks += case.steps.check(TIER)
     if not case.keeps_values:
         case.reference.load_held(case.weights)

@@ -152,7 +152,7 @@ def _plain(limits: Limits, notes: list[str]) -> Iterator[Point]:
             continue
         if past == 0 and new in PASTS:  # how the points behind that past begin
             continue
-        if (past, batch, new) == (0, TEXT_ROWS, TEXT_NEW) and _text_new(limits) == TEXT_NEW:  # how the text begins
+        if (past, batch, new) == (0, TEXT_ROWS, _sizes(limits.context, TEXT_NEW, TEXT_STEPS)[0]):  # how the text begins
             continue
         pieces = (past, new) if past else (new,)
         yield _ones(f"batch {batch}, new {new}, past {past}", limits, batch, pieces, settling=int(past > 0))
@@ -161,7 +161,7 @@ def _plain(limits: Limits, notes: list[str]) -> Iterator[Point]:
 
 
 def _padded(limits: Limits, notes: list[str]) -> Iterator[Point]:
-    total, steps = _padded_sizes(limits.context)
+    total, steps = _sizes(limits.context, PADDED_NEW, PADDED_STEPS)
     lengths = np.array([total, (total + 1) // 2, min(2, total)])
     ones = np.ones((3, total + steps), np.int64)
     tokens = _tokens(limits, 3, total + steps)
@@ -196,11 +196,11 @@ SHORTEST_HOLES = 8
 PADDED_NEW, PADDED_STEPS = 17, 3
 
 
-def _padded_sizes(context: int | None) -> tuple[int, int]:
-    """Tokens of the padded points' first run, and single ones behind it; fewer where the context is short."""
-    if context is None or context >= PADDED_NEW + PADDED_STEPS:
-        return PADDED_NEW, PADDED_STEPS
-    steps = min(PADDED_STEPS, context - 1)
+def _sizes(context: int | None, new: int, steps: int) -> tuple[int, int]:
+    """Tokens of a point's first run, and single ones behind it; fewer where the context is short."""
+    if context is None or context >= new + steps:
+        return new, steps
+    steps = min(steps, context - 1)
     return context - steps, steps
 
 
@@ -272,20 +272,15 @@ def _thresholds(limits: Limits, notes: list[str]) -> Iterator[Point]:
 
 
 def _text(limits: Limits, notes: list[str]) -> Iterator[Point]:
-    new = _text_new(limits)
-    total = new + TEXT_STEPS
+    new, steps = _sizes(limits.context, TEXT_NEW, TEXT_STEPS)
+    total = new + steps
     tokens = _tokens(limits, TEXT_ROWS, total)
     if limits.texts and min(map(len, limits.texts)) >= total:
         tokens = np.array([text[:total] for text in limits.texts], np.int64)
     else:
         notes.append("No real text could be tokenized; random tokens stand in for it.")
-    pieces = (new, *(1,) * TEXT_STEPS)
+    pieces = (new, *(1,) * steps)
     yield Point("text", tokens, np.ones_like(tokens), pieces, ALL, text=True)
-
-
-def _text_new(limits: Limits) -> int:
-    """Tokens of the text's first run."""
-    return TEXT_NEW if limits.context is None else min(TEXT_NEW, max(1, limits.context - TEXT_STEPS))
 
 
 def config_windows(config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -136,8 +136,9 @@ def text_inputs(
     module: nn.Module, config: Mapping[str, Any], files: Mapping[str, Callable[[], bytes]]
 ) -> list[InputSpec]:
     """The inputs of forward() that a tokenizer makes; raises InputError when there is none."""
-    axes = {0: Axis(BATCH), 1: Axis(LENGTH, 1, _longest(module, config, files))}
-    shape = (EXAMPLE_BATCH, EXAMPLE_LENGTH)
+    longest = _longest(module, config, files)
+    length = {1: Axis(LENGTH, 1, longest)} if longest != 1 else {}  # an axis of one size is not free
+    axes, shape = {0: Axis(BATCH), **length}, (EXAMPLE_BATCH, min(EXAMPLE_LENGTH, longest or EXAMPLE_LENGTH))
     highs = {
         "input_ids": int(config.get("vocab_size") or LEAST_VOCABULARY),
         "attention_mask": 2,
