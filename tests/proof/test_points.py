@@ -126,9 +126,9 @@ def test_padding_is_longer_than_a_window(windows: tuple[int, ...], longest: int,
 
 
 @pytest.mark.parametrize("context", [2, 5, 16, 19])
-def test_a_context_shorter_than_the_padded_points_shortens_them(context: int) -> None:
+def test_a_context_shorter_than_the_padded_points_or_the_text_shortens_them(context: int) -> None:
     points = named(replace(LIMITS, context=context, windows=(), thresholds=()))
-    assert {"left padding", "right padding", f"{context} positions"} <= set(points)
+    assert {"left padding", "right padding", "text", f"{context} positions"} <= set(points)
     assert all(point.mask.sum(1).min() > 0 for point in points.values())
 
 
