@@ -84,6 +84,17 @@ def assert_same(rows: np.ndarray, drawn: Drawn, start: int, stop: int) -> None:
     assert (np.abs(rows.astype(np.float64) - drawn.values[start:stop]) <= limit[start:stop]).all()
 
 
+@pytest.mark.parametrize("kind", ["middle", "a part of a block"])
+def test_a_pad_of_the_author_before_a_product_is_no_part_of_its_weight(kind: str, tmp_path: Path) -> None:
+    model = opened(product_of(tensor_of(AFFINE[kind])), tmp_path)
+    product = node(model, "MatMulNBits")
+    sizes = ir.node("Constant", [], {"value": ir.tensor(np.array([0, 0, 0, 0, 3, 0]))})
+    padded = ir.node("Pad", [product.inputs[0], sizes.outputs[0]])
+    model.graph.insert_before(product, [sizes, padded])
+    product.replace_input_with(0, padded.outputs[0])
+    assert_same(only(model, "p.weight.codes").read(0, ROWS), AFFINE[kind], 0, ROWS)
+
+
 def test_bits_blocks_and_offsets_are_those_of_the_node(tmp_path: Path) -> None:
     for kind, bits, block, moved in (("factors", 8, 16, False), ("offsets", 4, 32, True)):
         found = only(opened(product_of(tensor_of({**AFFINE, **MOVED}[kind])), tmp_path), "p.weight.codes").quantization

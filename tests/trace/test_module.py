@@ -292,6 +292,22 @@ def test_a_choice_between_two_graphs_is_traced() -> None:
     assert "If" in {node.op_type for node in trace(Choosing(), None).model.graph}
 
 
+class Registers(Base):
+    """Has tokens of its own, and here none of them, as DINOv3 may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(1, 0, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(torch.cat([self.tokens.expand(x.shape[0], -1, -1), x], 1))
+
+
+def test_a_weight_may_be_empty(tmp_path: Path) -> None:
+    made = truecast.export(Registers(), tmp_path / "out", example_inputs=X)
+    assert made.manifest.certificate.status is Status.PROVEN
+
+
 class Hiding(Base):
     """Hides what a mask of integers says, as XLNet does."""
 

@@ -86,11 +86,12 @@ def _one_number(node: ir.Node | None) -> Array | None:
 
 
 def filled_up(value: ir.Value | None) -> tuple[ir.Value | None, int]:
-    """What a product's input was before zeros were put at its end, and how many."""
+    """What a product's input was before zeros were put at its end, and how many; an author's own Pad is an input."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != "Pad":
         return value, 0
-    sizes, axes = (None if x is None else ir.convenience.get_const_tensor(x) for x in (node.inputs[1], node.inputs[3]))
+    given = [*node.inputs, None, None][1:4:2]
+    sizes, axes = (None if x is None else ir.convenience.get_const_tensor(x) for x in given)
     if sizes is None or axes is None or axes.numpy().tolist() != [-1] or sizes.numpy()[0] != 0:
-        raise NotByRowsError("Pad elsewhere than at the end of the last axis")
+        return value, 0
     return node.inputs[0], int(sizes.numpy()[1])

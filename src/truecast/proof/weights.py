@@ -144,7 +144,7 @@ def _share(reference: Reference, weight: HeldWeight) -> tuple[float, str]:
     worst, where = 0.0, f"{weight.parameter}, exact"
     for start, values, held in pairs(reference, stored, weight):
         shares = _shares(stored, values, held, weight, start)
-        if not shares.max() <= worst:  # NaN counts as worse
+        if not shares.max(initial=0.0) <= worst:  # NaN counts as worse
             worst = float(shares.max())
             row = int(shares.reshape(len(shares), -1).max(1).argmax())
             where = f"{weight.parameter}, {_place(weight, start, row)}"

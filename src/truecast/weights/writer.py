@@ -204,7 +204,7 @@ def attach_links(model: ir.Model, bindings: Sequence[Binding], folder: Path) -> 
 def _refer(model: ir.Model, operand: Operand, file: str, offset: int, folder: Path) -> None:
     model.graph.initializers[operand.name].const_value = ir.ExternalTensor(
         file,
-        offset,
+        offset if operand.nbytes else 0,  # ONNX Runtime does not read nothing at the end of a file
         operand.nbytes,
         operand.dtype,
         shape=ir.Shape(operand.shape),
