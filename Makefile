@@ -1,6 +1,6 @@
 # make demo         everything from nothing: install, fetch Gemma 3 270M, cast it, prove it, run it
 # make test         install, then the tests
-# make nightly      the same with every case of every matrix, not one of each mechanism, and with OpenVINO
+# make nightly      the same with every case of every matrix, not one of each mechanism, with OpenVINO and the model of the demo
 # make lint         install, then ruff, mypy and the contracts of the layers
 # make conformance  write docs/conformance.md
 # make bench        write docs/benchmarks/ (see bench/README.md)
@@ -63,7 +63,7 @@ test: $(ENVIRONMENT)/installed
 	TRUECAST_GEMMA_GGUF=$(abspath $(wildcard $(MODEL))) $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_OPTIONS)
 
 nightly: export TRUECAST_TESTS := all
-nightly: $(ENVIRONMENT)/installed
+nightly: $(ENVIRONMENT)/installed $(MODEL)
 	$(PIP) install --no-deps 'openvino>=2026.4' openvino-telemetry
 	$(MAKE) test
 

@@ -32,9 +32,10 @@ from truecast.cli import main
 from truecast.errors import InputError
 from truecast.inspection import Inspection, StorageGroup, inspect, recommended_precision, render
 from truecast.inspection.costs import LOGIT_COPIES, LOGIT_ROWS, product_count, score_bytes, weight_bytes
-from truecast.inspection.model import MODULE_PRECISIONS, PRECISIONS, WHOLE_ROW
+from truecast.inspection.model import WHOLE_ROW
 from truecast.request.options import precisions
 from truecast.targets import TARGETS
+from truecast.weights.names import MODULE_PRECISIONS, PRECISIONS
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 64, 96, 97, 3
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16

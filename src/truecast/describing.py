@@ -25,7 +25,7 @@ from truecast.artifact import (
 )
 from truecast.checkpoint import Checkpoint
 from truecast.checkpoint.model import StoredTensor
-from truecast.request import AS_IS, Request
+from truecast.request import Request
 from truecast.request.meaning import integer_notice, runs_on, settings
 from truecast.targets import Target
 from truecast.targets.side_files import context_length, eos_token_ids, restarts_behind, tokens_without_rows
@@ -33,6 +33,7 @@ from truecast.trace.author import AuthorModule
 from truecast.trace.beside import left_out
 from truecast.trace.decoder import Trace
 from truecast.trace.module import ModuleTrace
+from truecast.weights.names import AS_IS
 
 
 def described(

@@ -41,7 +41,7 @@ from truecast.dialects.ort.fuse import fuse_rotary, pack_heads
 from truecast.errors import InputError
 from truecast.inspection.costs import weight_bytes
 from truecast.publishing import published, require_apart, require_free, require_space
-from truecast.request import AS_IS, Request
+from truecast.request import Request
 from truecast.request.checks import require_decoder
 from truecast.request.meaning import packing, rules_of, settings
 from truecast.runtime.text import added_ids
@@ -54,6 +54,7 @@ from truecast.trace.skeleton import load_config
 from truecast.weights.binding import Binding, array_binding
 from truecast.weights.cache import cached_attention
 from truecast.weights.emitters import EMITTERS
+from truecast.weights.names import AS_IS
 from truecast.weights.packing import Packer, weights_of
 from truecast.weights.precision import Precision
 from truecast.weights.quantizers import DEFAULT_METHOD

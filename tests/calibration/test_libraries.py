@@ -198,8 +198,9 @@ def test_a_library_that_fails_is_quoted(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", CALIBRATED)
 def test_the_library_itself(method: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if find_spec(CALIBRATED[method].package) is None:
-        pytest.skip(f"{CALIBRATED[method].package} is not installed")
+    library = CALIBRATED[method]
+    if find_spec(library.package) is None:
+        pytest.skip(f"{library.package} is not installed: pip install 'truecast[{library.extra}]'")
     monkeypatch.setattr(libraries, "AUTO_ROUND_STEPS", 2)
     source = tiny_checkpoint(BY_NAME["qwen2"], tmp_path / "source")
     artifact = truecast.export(

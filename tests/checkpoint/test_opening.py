@@ -179,7 +179,7 @@ def test_the_conversion_command_converts(model: AutoModelForCausalLM, tmp_path: 
     np.testing.assert_array_equal(checkpoint.tensors["model.embed_tokens.weight"].read(), embedding)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything: run it as another user")
 def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     (folder(tmp_path) / "config.json").chmod(0)
     with pytest.raises(InputError, match=r"config\.json may not be read"):

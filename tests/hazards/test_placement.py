@@ -87,7 +87,7 @@ def test_the_table_is_that_of_the_installed_runtime() -> None:
     """Holds while the installed version is the table's; a newer one needs scripts/make_kernel_table.py."""
     table = kernels_of(CPU, "cpu")
     if ort.__version__ != table.runtime:
-        pytest.skip(f"the table is of {table.runtime}")
+        pytest.skip(f"the table is of onnxruntime {table.runtime}: install that, or run scripts/make_kernel_table.py")
     held = sum(len(found) for found in table.table.values())
     assert held == sum(kernel.provider == CPU for kernel in state.get_all_opkernel_def())
 

@@ -14,7 +14,8 @@ from tests.proof.planting import change_data, change_graph, change_manifest, fai
 from tests.test_artifact import MANIFEST
 from tests.tiny import tiny_checkpoint
 from truecast.artifact import Status
-from truecast.proof.claims import NAME, session_faults
+from truecast.proof.claims import NAME, claims_check, session_faults
+from truecast.proof.held import load_graph
 
 VALUES = "weights are the checkpoint's"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -71,6 +72,20 @@ def test_other_fields_of_the_manifest_must_agree(spoilable: Artifact) -> None:
         "2 layers of float32 in the graph, 7 layers",
     ):
         assert said in detail
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"), [({"layers": 7}, "7 layers of float32"), ({"dtype": "float16"}, "layers of float16 in")]
+)
+def test_a_cache_of_other_layers_or_floats_is_found(changes: dict[str, object], says: str, made: Artifact) -> None:
+    folder = made("llama", "int4")
+    manifest = manifest_of(folder)
+    assert manifest.graph.cache is not None
+    cache = manifest.graph.cache.model_copy(update=changes)
+    claimed = manifest.model_copy(update={"graph": manifest.graph.model_copy(update={"cache": cache})})
+    model = load_graph(folder, "model.onnx")
+    assert claims_check(model, manifest, {}, decoder=True).passed
+    assert says in claims_check(model, claimed, {}, decoder=True).detail
 
 
 def test_a_session_that_cannot_be_is_found() -> None:

@@ -69,6 +69,24 @@ def no_offset(model: ir.Model) -> None:
     norm.replace_input_with(1, producer.inputs[0])
 
 
+def unweighed(model: ir.Model) -> None:
+    """The result of experts as the operator gives it: of weights that it has divided by their sum."""
+    experts = first(model, "MoE")
+    for product in [node for node in model.graph if experts.outputs[0] in node.inputs]:
+        ir.convenience.replace_all_uses_with(product.outputs[0], experts.outputs[0])
+        model.graph.remove(product, safe=True)
+
+
+def undivided(model: ir.Model) -> None:
+    """The weights of experts as they were picked, their sum left out."""
+    division = first(model, "Div")
+    while not any(value is not None and "Gather" in (value.name or "") for value in division.inputs[:1]):
+        division = next(node for node in model.graph if node.op_type == "Div" and node is not division)
+    picked = division.inputs[0]
+    assert picked is not None
+    ir.convenience.replace_all_uses_with(division.outputs[0], picked)
+
+
 @cache
 def reference(source: str) -> Reference:
     return Reference.build(open_checkpoint(source))
@@ -89,7 +107,8 @@ def checked(folder: Path, spoil: Spoil | None = None) -> Check:
         ("gemma3_text", "fp16", "onnxruntime", "3 GELUs, 3 calls of attention, 19 epsilons, 19 offsets"),
         ("gemma3_text", "fp32", "portable", "3 GELUs, 19 epsilons, 3 factors, 19 offsets"),
         ("gemma2", "fp16", "onnxruntime", "2 GELUs, 2 calls of attention, 9 epsilons, 1 factors, 9 offsets"),
-        ("qwen3_moe", "fp32", "onnxruntime", "2 calls of attention, 4 choices of experts, 9 epsilons"),
+        ("qwen3_moe", "fp32", "onnxruntime", "2 calls of attention, 4 choices of experts, 9 epsilons, 2 routers"),
+        ("deepseek_v3", "fp32", "portable", "3 choices of experts, 9 epsilons, 2 factors, 1 routers"),
     ],
 )
 def test_a_sound_graph_has_the_authors_numbers(
@@ -114,6 +133,15 @@ def test_a_sound_graph_has_the_authors_numbers(
         ("qwen3_moe", "fp32", "", attribute("MoE", "k", 1), "takes 1 experts for a token, the author [2]"),
         ("qwen3_moe", "fp32", "", number("TopK", 2, 1), "picks 1, the author [2]"),
         ("qwen3_moe", "fp32", "", attribute("MoE", "activation_alpha", 1.1), "activation_alpha of"),
+        ("qwen3_moe", "fp32", "", unweighed, "are divided by their sum, times 1, by the author as they are, times 1"),
+        ("deepseek_v3", "fp32", "portable", number("Mul", 2.5, 2.4), "their sum, times 2.4, by the author divided by"),
+        (
+            "deepseek_v3",
+            "fp32",
+            "portable",
+            undivided,
+            "are as they are, times 2.5, by the author divided",
+        ),
     ],
 )
 def test_another_number_is_named(

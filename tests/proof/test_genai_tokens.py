@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.tokenizer_files import byte_level, with_bos, write_tokenizer
+from tests.targets.genai_runtime import MISSING
 from tests.targets.test_genai import spaced
 from truecast.proof.genai_tokens import genai_token_checks
 from truecast.targets.genai import correct_tokenizer
 
-pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+pytest.importorskip("onnxruntime_genai", reason=MISSING)
 
 
 def corrected(folder: Path) -> Path:

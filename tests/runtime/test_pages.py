@@ -97,7 +97,7 @@ def kernel() -> tuple[int, ...]:
     return tuple(int(part) for part in release.read_text().split("-")[0].split(".")[:2]) if release.is_file() else (0,)
 
 
-@pytest.mark.skipif(kernel() < LINUX_6_1, reason="needs Linux 6.1")
+@pytest.mark.skipif(kernel() < LINUX_6_1, reason="needs a machine with Linux 6.1 or later")
 def test_memory_is_gathered_and_keeps_its_content() -> None:
     done = subprocess.run([sys.executable, "-c", FRESH_PROCESS], capture_output=True, text=True, check=True)
     gathered, grown, intact = done.stdout.split()

@@ -255,7 +255,9 @@ def test_onnx_is_measured_without_pytorch() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-@pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed")
+@pytest.mark.skipif(
+    find_spec("torchao") is not None, reason="torchao is installed, and the sentence is about its absence"
+)
 def test_torchao_that_is_not_installed_is_said(studied: Path) -> None:
     with pytest.raises(InputError, match=r"run: pip install 'truecast\[torchao\]'"):
         measure(job(studied, baseline("torchao-int8")))

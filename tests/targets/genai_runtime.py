@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+MISSING = "onnxruntime-genai is not installed: pip install 'truecast[genai]'"
+
 
 class Genai:
     """A folder opened with the real onnxruntime-genai."""
 
     def __init__(self, folder: Path) -> None:
-        self.library = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+        self.library = pytest.importorskip("onnxruntime_genai", reason=MISSING)
         self.model = self.library.Model(str(folder))
         self.padding: int = json.loads((folder / "genai_config.json").read_text())["model"]["pad_token_id"]
 

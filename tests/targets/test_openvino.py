@@ -15,7 +15,9 @@ from tests.conformance.cases import BY_NAME
 from tests.encoders import classifier
 from tests.tiny import tiny_checkpoint
 
-openvino = pytest.importorskip("openvino", reason="optional: pip install 'truecast[openvino]'")
+openvino = pytest.importorskip(
+    "openvino", reason="OpenVINO is not installed: pip install 'truecast[openvino]', or make nightly"
+)
 
 DATA = Path(__file__).parents[1] / "data"
 SIZES = {"batch_size": 2, "sequence_length": 7, "past_sequence_length": 3, "total_sequence_length": 10}

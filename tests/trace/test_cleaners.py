@@ -45,7 +45,8 @@ def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> truecast.Ar
 def test_a_library_rewrites_the_graph_and_leaves_the_weights(
     source: Path, plain: truecast.Artifact, tmp_path: Path, name: str
 ) -> None:
-    pytest.importorskip(CLEANERS[name].package)
+    package = CLEANERS[name].package
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
     made = truecast.export(source, tmp_path / "out", precision="fp32", clean_up=name)
     assert made.manifest.certificate.status is Status.PROVEN
     record = made.manifest.settings["clean_up"]

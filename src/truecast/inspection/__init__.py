@@ -7,8 +7,9 @@ Nothing is loaded and nothing is executed, so the answer takes well under three 
 """
 
 from truecast.inspection.inspecting import inspect, inspect_checkpoint, recommend, recommended_precision
-from truecast.inspection.model import PRECISIONS, Choice, Inspection, Recommendation, StorageGroup
+from truecast.inspection.model import Choice, Inspection, Recommendation, StorageGroup
 from truecast.inspection.tables import render
+from truecast.weights.names import PRECISIONS
 
 __all__ = [
     "PRECISIONS",

@@ -13,7 +13,7 @@ from truecast.inspection.facts import (
     recording_length,
     vocabulary,
 )
-from truecast.inspection.model import AS_IS, MODULE_PRECISIONS, PRECISIONS, Choice
+from truecast.inspection.model import Choice
 from truecast.inspection.storage import (
     HEAD,
     OTHER_TABLE,
@@ -26,7 +26,7 @@ from truecast.inspection.storage import (
 )
 from truecast.targets import MODULE_TARGETS, TARGETS
 from truecast.targets.portable import PORTABLE
-from truecast.weights.names import INTEGERS
+from truecast.weights.names import AS_IS, INTEGERS, MODULE_PRECISIONS, PRECISIONS
 from truecast.weights.outlook import order_bytes
 
 BLOCK_SIZE = 32

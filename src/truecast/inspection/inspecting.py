@@ -10,8 +10,9 @@ from truecast.checkpoint.castable import obstacle
 from truecast.checkpoint.tasks import task_of
 from truecast.inspection import facts
 from truecast.inspection.costs import choices, parameter_count
-from truecast.inspection.model import AS_IS, Inspection, Recommendation
+from truecast.inspection.model import Inspection, Recommendation
 from truecast.inspection.storage import has_experts, left_in_float, outlooks, parameters, storage_groups
+from truecast.weights.names import AS_IS
 
 
 def inspect(path: Path | str) -> Inspection:

@@ -5,13 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from truecast.weights.names import INTEGERS
-
-AS_IS = "as-is"
-PRECISIONS = (AS_IS, "fp32", "fp16", "int8", "int4")
-MODULE_PRECISIONS = ("bf16", *INTEGERS)
-"""Precisions that only models without a cache can have."""
-
 BYTE_BITS = 8
 WHOLE_ROW = -1
 """Group size where all weights of a row share a scale."""

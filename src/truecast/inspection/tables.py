@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from truecast.checkpoint.tasks import GENERATION
-from truecast.inspection.model import AS_IS, BYTE_BITS, WHOLE_ROW, Inspection, StorageGroup
+from truecast.inspection.model import BYTE_BITS, WHOLE_ROW, Inspection, StorageGroup
+from truecast.weights.names import AS_IS
 
 
 def render(inspection: Inspection) -> RenderableType:

@@ -31,11 +31,9 @@ from truecast.proof.tally import counted
 from truecast.runtime.cache import PAST_PREFIX
 from truecast.runtime.providers import LEVELS, PROVIDERS
 from truecast.targets import find_target
-from truecast.weights.names import INTEGERS
+from truecast.weights.names import AS_IS, MODULE_PRECISIONS, PRECISIONS
 from truecast.weights.rules import Rule
 
-AS_IS = "as-is"
-PRECISIONS = frozenset({AS_IS, "fp32", "fp16", "bf16", "int8", "int4", *INTEGERS})
 TIER, NAME = "static", "kind of artifact as in the manifest"
 PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "Conv", "MatMulNBits"})
 """Operators whose weight has the float that the graph computes in."""
@@ -124,7 +122,7 @@ def _kind_faults(
     model: ir.Model, manifest: Manifest, weights: Mapping[str, HeldWeight], half: Half | None
 ) -> Iterator[str]:
     claimed = HALVES.get(manifest.precision)
-    if manifest.precision not in PRECISIONS:
+    if manifest.precision not in (*PRECISIONS, *MODULE_PRECISIONS):
         yield f"there is no precision {manifest.precision}"
     if half is not claimed:
         said = "float32" if half is None else half.word

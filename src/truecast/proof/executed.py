@@ -6,6 +6,7 @@
 | offset of a norm | a number that is added to a parameter |
 | exact or tanh GELU | the operator's argument; `erf` or `tanh` where the author writes it out |
 | experts of a token | the number of largest values that are picked |
+| weights of experts | what is done with the values that were picked (`routing`) |
 | scale, soft cap, limits | every number that is multiplied, divided by, added or cut off at |
 
 Read from the operators that torch dispatches, so that it does not matter what an author calls an attribute.
@@ -24,16 +25,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from truecast.proof.routing import SAME_VALUES, Routes, Routing
+
 LARGEST_EPSILON = 0.1
 """A number of this size or more that is added before a root is no epsilon."""
 ROOTS = frozenset({"sqrt", "rsqrt"})
-SAME_VALUES = frozenset({"_to_copy", "view", "_unsafe_view", "unsqueeze", "expand", "clone", "detach", "alias"})
-"""Operators whose result has the values of what they are given."""
 USED = frozenset({"mul", "div", "mul_", "div_", "add", "add_", "baddbmm", "addmm", "minimum", "maximum"})
 USED |= {"clamp", "clamp_", "clamp_min", "clamp_max"}
 """Operators whose numbers are noted."""
 HALVES = (0.5, -0.5)
 """Powers that are roots."""
+EXPERTS = "_is_expert_parallel"
+"""Attribute of transformers' modules of experts."""
 CUBIC = 0.044715
 """What the cube is multiplied with in every tanh GELU (https://arxiv.org/abs/1606.08415)."""
 
@@ -43,14 +46,15 @@ class Formulas:
     """What one run used.
 
     `epsilons` and `offsets` are by the module that ran, and by the module whose parameter was there; `gelus` counts
-    calls of the kinds "none" (exact) and "tanh"; `picked` are the numbers of largest values; `numbers` all factors,
-    divisors, terms and bounds.
+    calls of the kinds "none" (exact) and "tanh"; `picked` are the numbers of largest values; `routings` what became of
+    them for each call of experts, None where that is not known; `numbers` all factors, divisors, terms and bounds.
     """
 
     epsilons: dict[str, set[float]] = field(default_factory=lambda: defaultdict(set))
     offsets: dict[str, float] = field(default_factory=dict)
     gelus: Counter[str] = field(default_factory=Counter)
     picked: set[int] = field(default_factory=set)
+    routings: list[Routing | None] = field(default_factory=list)
     numbers: set[float] = field(default_factory=set)
 
 
@@ -62,8 +66,12 @@ def formulas_of(module: nn.Module, run: Callable[[], Any]) -> Formulas:
         for name, part in module.named_modules():
             stack.enter_context(_noted(part, name, running))
         owners = {id(p): name.rpartition(".")[0] for name, p in module.named_parameters(remove_duplicate=False)}
-        stack.enter_context(_Watch(seen, running, owners))
+        watch = stack.enter_context(_Watch(seen, running, owners))
+        for part in module.modules():
+            if hasattr(part, EXPERTS):
+                stack.enter_context(_given(part, watch.routes.experts))
         run()
+    seen.routings = watch.routes.found
     return seen
 
 
@@ -79,6 +87,16 @@ def _noted(part: nn.Module, name: str, running: list[str]) -> Iterator[None]:
         after.remove()
 
 
+@contextmanager
+def _given(part: nn.Module, take: Callable[[tuple[Any, ...]], None]) -> Iterator[None]:
+    """Calls `take` with what a module is given, whenever it runs."""
+    hook = part.register_forward_pre_hook(lambda _, args, named: take((*args, *named.values())), with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes numbers that operators are called with. Tensors that lead to one are kept, so that no id is used twice."""
 
@@ -87,6 +105,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen, self.running, self.owners = seen, running, dict(owners)
         self.added: dict[int, float] = {}
         self.cubic = False
+        self.routes = Routes()
         self.kept: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,6 +114,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = str(func).split(".")[1]
         given = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
         values = [_number(value) for value in given.values()]
+        self.routes.note(name, given, result, _number)
         if name in USED:
             self.seen.numbers.update(value for value in values if value is not None)
             self.cubic = self.cubic or any(value is not None and isclose(value, CUBIC) for value in values)

@@ -21,6 +21,7 @@ from truecast.proof.executed import CUBIC, LARGEST_EPSILON, Formulas, formulas_o
 from truecast.proof.operators import Array
 from truecast.proof.recording import AttentionRecord, Recording, watched_attention
 from truecast.proof.reference import Reference
+from truecast.proof.routing import routings
 from truecast.proof.tally import counted
 
 TIER, NAME = "static", "numbers in the author's formulas"
@@ -84,6 +85,7 @@ def formula_check(model: ir.Model, reference: Reference, seen: Formulas, attenti
     _gelus(model, seen, found)
     _numbers(model, seen, found)
     _experts(model, seen, found)
+    _routers(model, seen, found)
     said = ", ".join(f"{count} {kind}" for kind, count in sorted(found.compared.items()))
     return counted(TIER, NAME, found.faults, "numbers", f"compared: {said or 'no node holds one'}")
 
@@ -252,6 +254,17 @@ def _experts(model: ir.Model, seen: Formulas, found: _Found) -> None:
             if held != np.float32(none):
                 fault = f"{name} of {node.name} is {float(held):.6g}, which is no number of the author's"
                 found.take("numbers of experts", None if _is_known(held, seen.numbers) else fault)  # type: ignore[arg-type]
+
+
+def _routers(model: ir.Model, seen: Formulas, found: _Found) -> None:
+    """What becomes of the scores that a router picks, where all calls of the author's experts are understood."""
+    known = [routing for routing in seen.routings if routing is not None]
+    if not known or None in seen.routings:
+        return
+    for name, routing, rounding in routings(model, _number):
+        same = any(routing.is_like(other, max(SAME, rounding)) for other in known)
+        wanted = " or ".join(sorted({str(other) for other in known}))
+        found.take("routers", None if same else f"the scores of {name} are {routing}, by the author {wanted}")
 
 
 def _number(value: ir.Value | None) -> Array | None:

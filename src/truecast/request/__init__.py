@@ -4,6 +4,6 @@ The keyword arguments of `truecast.export`, the options of the command line and 
 from the fields of `Request`; what each may be, and what goes with what, is checked before any work.
 """
 
-from truecast.request.options import AS_IS, RECOMMENDED, Kind, Option, Request, flag, option_of
+from truecast.request.options import RECOMMENDED, Kind, Option, Request, flag, option_of
 
-__all__ = ["AS_IS", "RECOMMENDED", "Kind", "Option", "Request", "flag", "option_of"]
+__all__ = ["RECOMMENDED", "Kind", "Option", "Request", "flag", "option_of"]

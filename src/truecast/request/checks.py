@@ -7,10 +7,10 @@ from dataclasses import fields
 from truecast.calibration.libraries import CALIBRATED, require_library
 from truecast.errors import InputError
 from truecast.request.meaning import half_of, rules_of
-from truecast.request.options import AS_IS, EXPORTERS, KINDS, RANGES, Kind, Request, flag, option_of, require_value
+from truecast.request.options import EXPORTERS, KINDS, RANGES, Kind, Request, flag, option_of, require_value
 from truecast.targets import find_target
 from truecast.trace.cleaners import require_cleaner
-from truecast.weights.names import INTEGERS, STATIC
+from truecast.weights.names import AS_IS, INTEGERS, STATIC
 from truecast.weights.quantize import BLOCK_SIZES
 from truecast.weights.quantizers import DEFAULT_METHOD
 

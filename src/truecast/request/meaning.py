@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from truecast.artifact import sha256_of
 from truecast.halves.model import HALVES, Half
-from truecast.request.options import AS_IS, Request
+from truecast.request.options import Request
 from truecast.runtime.integers import FULL, largest_code
-from truecast.weights.names import INTEGERS, STATIC
+from truecast.weights.names import AS_IS, INTEGERS, STATIC
 from truecast.weights.precision import Precision
 from truecast.weights.quantizers import DEFAULT_METHOD, STREAMED
 from truecast.weights.rules import Rule

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from truecast.errors import InputError
-from truecast.weights.names import INTEGERS
+from truecast.weights.names import AS_IS, CODES, INTEGERS, MODULE_PRECISIONS, PRECISIONS
 
 Value = TypeVar("Value")
 Kind = Literal["decoder", "module"]
 """A decoder with a cache, or a module without one; some options and values are for one of them alone."""
 KINDS: Mapping[Kind, str] = {"decoder": "decoders", "module": "models without a cache"}
-AS_IS, RECOMMENDED = "as-is", "recommended"
-CODES = ("int8", "int4")
+RECOMMENDED = "recommended"
 HALF_PRECISIONS = ("fp16", "bf16")
 ACTIVATIONS = ("int8", "float")
 RANGES = ("minmax", "entropy", "percentile")
@@ -41,7 +40,7 @@ HEADINGS = (OWN, QUANTIZING, WITHOUT_CACHE, FOLDER) = (
 
 def precisions(kind: Kind | None) -> tuple[str, ...]:
     """The names of precisions; what inspection recommends has been found out by the time that the kind is known."""
-    names = (AS_IS, "fp32", "fp16", *CODES, *(() if kind == "decoder" else ("bf16", *INTEGERS)))
+    names = PRECISIONS if kind == "decoder" else (*PRECISIONS, *MODULE_PRECISIONS)
     return names if kind is not None else (*names, RECOMMENDED)
 
 

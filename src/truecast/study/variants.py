@@ -11,9 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from truecast.errors import InputError
-from truecast.request import AS_IS
-from truecast.request.options import CODES, options
+from truecast.request.options import options
 from truecast.study.plan import Block, Plan, Variants
+from truecast.weights.names import AS_IS, CODES
 
 REFERENCE = "torch fp32"
 """The name of the first variant, with which all others are compared."""
