@@ -38,32 +38,21 @@ def asked(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
 
 
 def test_every_option_of_export_reaches_the_request(asked: dict[str, Any], pristine: Path) -> None:
-    truecast.export(
-        pristine,
-        "out",
-        target="genai",
-        precision="int8",
-        block_size=64,
-        activations="float",
-        link_weights=True,
-        verify=False,
-        force=True,
-        trust_remote_code=True,
-        progress=print,
-    )
+    options: dict[str, Any] = {
+        "target": "genai",
+        "precision": "int8",
+        "block_size": 64,
+        "activations": "float",
+        "link_weights": True,
+        "verify": False,
+        "force": True,
+        "trust_remote_code": True,
+    }
+    truecast.export(pristine, "out", progress=print, **options)
     assert asked == {
         "source": pristine,
         "out": "out",
-        "request": truecast.Request(
-            target="genai",
-            precision="int8",
-            block_size=64,
-            activations="float",
-            link_weights=True,
-            verify=False,
-            force=True,
-            trust_remote_code=True,
-        ),
+        "request": truecast.Request(**options),
         "progress": print,
     }
 

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from tests.hazards.building import WIDTH, chain, linear, model, node, rows, save, tensor, weight
+from tests.hazards.building import WIDTH, chain, linear, loads, model, node, rows, save, tensor, weight
 from truecast.diagnosis import Severity, diagnose
-from truecast.runtime.providers import LOAD_ERRORS
 
 FLOAT, HALF, LONG = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 FLAG = tensor("flag", [], TensorProto.BOOL)
@@ -120,16 +118,6 @@ def test_what_the_runtime_refuses_is_an_error_and_what_it_loads_is_none(name: st
     path = save(MADE[name](), tmp_path)
     errors = [finding.code for finding in diagnose(path).findings if finding.severity is Severity.ERROR]
     assert errors == ([] if loads(path) else ["TC305" if "shape" in name else "TC407"])
-
-
-def loads(path: Path) -> bool:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except LOAD_ERRORS:
-        return False
-    return True
 
 
 def test_the_declaration_and_what_is_made_are_named(tmp_path: Path) -> None:

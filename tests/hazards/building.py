@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+
+from truecast.runtime.providers import LOAD_ERRORS
 
 WIDTH = 64
 """Features; a weight of WIDTH by WIDTH is large enough for every rule to look at."""
@@ -107,3 +110,14 @@ def chain(
     """x → some nodes → `result` → product → y."""
     every = [weight("w", WIDTH, WIDTH), *weights]
     return model([*middle, layer(result)], [rows()], [rows("y")], every, **more)
+
+
+def loads(path: Path) -> bool:
+    """Whether ONNX Runtime loads a file."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except LOAD_ERRORS:
+        return False
+    return True

@@ -9,10 +9,9 @@ import onnxruntime as ort
 import pytest
 
 from tests.hazards import attention, dtypes, kernels, quantization, session, shapes, weights
-from tests.hazards.building import Hazard
+from tests.hazards.building import Hazard, loads
 from truecast.diagnosis import RULES, Diagnosis, diagnose, diagnosing
 from truecast.diagnosis.host import Host
-from truecast.runtime.providers import LOAD_ERRORS
 
 FAMILIES = (kernels, quantization, shapes, dtypes, weights, attention, session)
 HAZARDS: tuple[Hazard, ...] = tuple(hazard for family in FAMILIES for hazard in family.HAZARDS)
@@ -65,16 +64,6 @@ def test_the_runtimes_experts_in_float16_are_zero(tmp_path: Path) -> None:
         x = np.ones((3, 64), np.float16 if present else np.float32)
         sizes.append(float(np.abs(session.run(None, {"x": x, "scores": x[:, :4]})[0]).max()))
     assert sizes[0] == 0 < sizes[1]
-
-
-def loads(path: Path) -> bool:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except LOAD_ERRORS:
-        return False
-    return True
 
 
 def test_every_rule_has_a_hazard() -> None:

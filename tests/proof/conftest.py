@@ -11,6 +11,7 @@ import torch
 
 import truecast
 from tests.conformance.cases import BY_NAME
+from tests.encoders import classifier
 from tests.tiny import tiny_checkpoint
 
 Artifact = Callable[..., Path]
@@ -49,6 +50,22 @@ def spoilable(made: Artifact, tmp_path: Path) -> Artifact:
         return Path(shutil.copytree(made(case, precision, target, method), tmp_path / "artifact"))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def made_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Exports a classifier of texts in a precision, without proving it; no test may change the result."""
+    folder = tmp_path_factory.mktemp("classifier")
+
+    def make(precision: str) -> Path:
+        source, out = folder / "source", folder / precision
+        if not source.exists():
+            classifier(source)
+        if not out.exists():
+            truecast.export(source, out, precision=precision, verify=False)
+        return out
+
+    return make
 
 
 @pytest.fixture

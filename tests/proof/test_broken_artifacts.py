@@ -11,8 +11,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-import truecast
-from tests.encoders import classifier
 from tests.proof.conftest import Artifact
 from tests.proof.planting import DATA, GRAPH, change_graph, change_manifest, failed
 from truecast.artifact import GraphInfo, Status, read_manifest
@@ -173,16 +171,8 @@ def test_a_decoder_whose_inputs_pass_another_node_is_the_same_model(made: Artifa
     assert not faults(folder)
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("broken")
-    classifier(folder / "source")
-    truecast.export(folder / "source", folder / "out", precision="int8-dynamic", verify=False)
-    return folder / "out"
-
-
 @pytest.mark.parametrize("name", [name for name in BOTH if name not in ALIKE])
-def test_a_module_that_is_broken_fails(name: str, encoder: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(encoder, tmp_path / "artifact"))
+def test_a_module_that_is_broken_fails(name: str, made_classifier: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made_classifier("int8-dynamic"), tmp_path / "artifact"))
     BOTH[name](folder)
     assert faults(folder)

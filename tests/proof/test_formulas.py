@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import truecast
 from tests.conformance.shapes import SHAPE
-from tests.encoders import classifier
 from tests.proof.conftest import Artifact
 from tests.proof.planting import change_graph, failed, reprove
 from tests.tiny import Case, tiny_model
@@ -157,14 +155,6 @@ def test_the_proof_of_a_decoder_has_the_check(spoilable: Artifact) -> None:
     assert list(failed(reprove(folder))) == [NAME]
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("formulas")
-    classifier(folder / "source")
-    truecast.export(folder / "source", folder / "out", precision="fp16", verify=False)
-    return folder / "out"
-
-
 def of_module(folder: Path, spoil: Spoil) -> Check:
     author, checkpoint = open_author(ModuleSource(Path(read_manifest(folder).source.path)))
     known = Reference.of_module(author, checkpoint)
@@ -183,8 +173,8 @@ def of_module(folder: Path, spoil: Spoil) -> Check:
         (number("Cast", 0.25, 0.2505), "which is no number of the author's"),
     ],
 )
-def test_an_encoder_has_the_check_as_well(spoil: Spoil, says: str, encoder: Path) -> None:
-    assert says in of_module(encoder, spoil).detail
+def test_an_encoder_has_the_check_as_well(spoil: Spoil, says: str, made_classifier: Callable[[str], Path]) -> None:
+    assert says in of_module(made_classifier("fp16"), spoil).detail
 
 
 class Written(nn.Module):

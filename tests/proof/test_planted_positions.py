@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -156,6 +156,14 @@ PLANTS = [
 ]
 
 
+def sound_and_spoilt(found: Opened, change: Change, copied: Callable[[Path], Path]) -> Iterator[tuple[Subject, bool]]:
+    """The artifact as it is and a copy with the error, and whether each is to pass."""
+    for folder, passes in ((found.folder, True), (copied(found.folder), False)):
+        if not passes:
+            change_graph(folder, change)
+        yield Subject("as shipped", open_decoder(folder, manifest_of(folder).graph), tight=True), passes
+
+
 @pytest.mark.parametrize(
     ("case", "point", "change"), [(c, p, x) for c, p, _, x in PLANTS], ids=[n for _, _, n, _ in PLANTS]
 )
@@ -163,10 +171,7 @@ def test_an_error_far_behind_is_met(
     case: str, point: str, change: Change, opened: Callable[[str], Opened], copied: Callable[[Path], Path]
 ) -> None:
     found = opened(case)
-    for folder, passes in ((found.folder, True), (copied(found.folder), False)):
-        if not passes:
-            change_graph(folder, change)
-        tested = Subject("as shipped", open_decoder(folder, manifest_of(folder).graph), tight=True)
+    for tested, passes in sound_and_spoilt(found, change, copied):
         compare_all(found.reference, [tested], [found.points[point]], known=found.wanted)
         checks = parity_checks(tested, "the original")
         assert all(check.passed for check in checks) is passes, checks
@@ -185,10 +190,7 @@ def test_an_error_at_the_end_of_the_context_is_met(
     case: str, change: Change, opened: Callable[[str], Opened], copied: Callable[[Path], Path]
 ) -> None:
     found = opened(case)
-    for folder, passes in ((found.folder, True), (copied(found.folder), False)):
-        if not passes:
-            change_graph(folder, change)
-        tested = Subject("as shipped", open_decoder(folder, manifest_of(folder).graph), tight=True)
+    for tested, passes in sound_and_spoilt(found, change, copied):
         (check,) = ending_checks(found.reference, tested, CONTEXT, 257, far(LIMITS))
         assert check.passed is passes, check
 
