@@ -102,3 +102,23 @@ def longest(self: Step, ids: Tensor) -> Tensor:
 def test_an_axis_that_the_model_fixes_or_bounds_is_refused(logits: Callable[[Step, Tensor], Tensor]) -> None:
     with pytest.raises(InputError, match="fixes axis 1 of input_ids"):
         captured(logits)
+
+
+@pytest.mark.parametrize(("positions", "refused"), [(514, False), (515, True)])
+def test_a_bound_at_the_end_of_the_positions_is_none(positions: int, refused: bool) -> None:
+    with fake_tensors():
+        step = Step(longest)
+    with pytest.raises(InputError, match="at 512 at most") if refused else nullcontext():
+        capture(step, lambda: [0], 21, positions)
+
+
+def many_rows(self: Step, ids: Tensor) -> Tensor:
+    torch._check(ids.shape[0] <= 512)
+    return ids[..., None] * self.decoder.weight
+
+
+def test_a_bound_of_the_rows_is_refused_whatever_the_positions() -> None:
+    with fake_tensors():
+        step = Step(many_rows)
+    with pytest.raises(InputError, match="fixes axis 0 of input_ids at 512 at most"):
+        capture(step, lambda: [0], 21, 100)

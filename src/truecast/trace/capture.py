@@ -43,7 +43,7 @@ def capture(step: nn.Module, cached: Callable[[], Sequence[int]], opset: int, po
     """
     with fake_tensors(), torch.no_grad():
         program = _export(step)
-    _require_dynamic(program)
+    _require_dynamic(program, positions)
     _require_all_lengths(program, positions)
     outputs = ["logits", *(f"present.{layer}.{part}" for layer in cached() for part in ("key", "value"))]
     graph = to_onnx(program, INPUTS, outputs, opset)
@@ -122,15 +122,20 @@ def _export(step: nn.Module) -> ExportedProgram:
         return torch.export.export(step, (ids, mask, positions, probe), dynamic_shapes=dynamic, strict=False)
 
 
-def _require_dynamic(program: ExportedProgram) -> None:
-    """Every requested axis must have stayed a symbol without an upper bound."""
+def _require_dynamic(program: ExportedProgram, positions: int | None) -> None:
+    """Every requested axis must have stayed a symbol, without an upper bound before the model's last position.
+
+    New and past tokens are two at least, so that a bound on both together leaves two fewer for either.
+    """
+    end = UNBOUNDED if positions is None else positions - LENGTHS[0]
     limits = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
     inputs = [n for n in program.graph.nodes if n.op == "placeholder" and not n.name.startswith(("p_", "b_", "c_"))]
     for node in inputs:
         for axis, size in enumerate(node.meta["val"].shape):
             bound = limits.get(str(size))
             fixed = str(size).isdigit()  # a symbol may stand for a number, too
-            if fixed or (bound is not None and bound.upper < UNBOUNDED):
+            least = UNBOUNDED if axis == 0 and node.name != INPUTS[-1] else end  # rows are no positions
+            if fixed or (bound is not None and bound.upper < least):
                 limit = size if fixed or bound is None else f"{bound.upper} at most"
                 raise InputError(
                     f"The model fixes axis {axis} of {node.name} at {limit}; it cannot be cast with that axis free, "
