@@ -26,7 +26,7 @@ from truecast.artifact import Manifest, Status, read_manifest
 from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.checkpoint.encoding import Affine
 from truecast.exporting import export
-from truecast.proof import proving
+from truecast.proof import running
 from truecast.proof.held import HeldWeight, held_weights, load_graph
 from truecast.proof.reference import Reference
 from truecast.request import Request
@@ -125,8 +125,8 @@ def cast(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     activations = "int8" if name in FOLDERS else "float"  # random codes have no room for rounding
     with pytest.MonkeyPatch.context() as patch:
         if name not in WHOLE:
-            patch.setattr(proving, "grid", few(proving.grid))
-            patch.setattr(proving, "new_tokens", lambda *args: NEW_TOKENS)
+            patch.setattr(running, "grid", few(running.grid))
+            patch.setattr(running, "new_tokens", lambda *args: NEW_TOKENS)
         export(source, folder / "out", Request(precision="as-is", activations=activations))
     checkpoint, manifest = open_checkpoint(source), read_manifest(folder / "out")
     reference = Reference.build(checkpoint)

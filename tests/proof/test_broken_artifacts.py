@@ -14,7 +14,7 @@ import pytest
 from tests.proof.conftest import Artifact
 from tests.proof.planting import DATA, GRAPH, change_graph, change_manifest, failed
 from truecast.artifact import GraphInfo, Status, read_manifest
-from truecast.proof import proving, verify
+from truecast.proof import running, verify
 from truecast.proof.points import Limits, Point, grid
 
 Break = Callable[[Path], None]
@@ -28,7 +28,7 @@ def one_point(monkeypatch: pytest.MonkeyPatch) -> None:
         points, notes = grid(limits)
         return [points[0], *[point for point in points if point.text][:1]], notes
 
-    monkeypatch.setattr(proving, "grid", few)
+    monkeypatch.setattr(running, "grid", few)
 
 
 def graph(change: Callable[[ir.Model], object]) -> Break:

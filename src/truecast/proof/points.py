@@ -6,7 +6,7 @@
 | padding | 3 | 17, then one by one | – | left, right, holes, all in one batch; a hole inside a past |
 | wide | 33 | 2, then 1 | – | all ones |
 | long | 1 | runs between `EDGES` and windows, and one by one over them, up to `FAR` | – | all ones |
-| window | 2 | window + 16, then 1 | – | one row with more padding than the window is wide |
+| window | 1 | window + 16, then 1 | – | more padding than the window is wide |
 | threshold | 1 | threshold + 5 | up to the threshold | all ones |
 | text | 3 | 64, then one by one | – | all ones; real text where the artifact can tokenize; part of the grid |
 
@@ -223,15 +223,11 @@ def _windows(limits: Limits, notes: list[str]) -> Iterator[Point]:
         name, total = f"window {window}", window + LAST
         if not _affordable(limits, total, f"The attention window of {window}", notes):
             continue
-        steps = (1, 1)
-        mask = np.ones((2, total + len(steps)), np.int64)
-        padding = slice(0, window + 2) if limits.padding == "any" else slice(total - window - 2, total)
-        mask[1, padding] = 0
-        tokens, compact = _tokens(limits, 2, mask.shape[1]), limits.padding == "right"
-        pieces: tuple[int, ...] = (
-            total,
-            *steps,
-        )  # what a compact row has in its first run does not lie among the last positions
+        pieces: tuple[int, ...] = (total, 1, 1)
+        mask = np.ones((1, sum(pieces)), np.int64)
+        mask[:, slice(0, window + 2) if limits.padding == "any" else slice(total - window - 2, total)] = 0
+        tokens, compact = _tokens(limits, *mask.shape), limits.padding == "right"
+        # What a compact row has in its first run does not lie among the last positions.
         yield Point(f"padding of {window + 2}", tokens, mask, pieces, LAST, settling=int(compact), compact=compact)
         if window + BEYOND > end:
             pieces = _over((window,), window + BEYOND)
