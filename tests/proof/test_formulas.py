@@ -77,11 +77,12 @@ def unweighed(model: ir.Model) -> None:
 
 def undivided(model: ir.Model) -> None:
     """The weights of experts as they were picked, their sum left out."""
-    division = first(model, "Div")
-    while not any(value is not None and "Gather" in (value.name or "") for value in division.inputs[:1]):
-        division = next(node for node in model.graph if node.op_type == "Div" and node is not division)
-    picked = division.inputs[0]
-    assert picked is not None
+    division, picked = next(
+        (node, value)
+        for node in model.graph
+        if node.op_type == "Div" and (value := node.inputs[0]) is not None
+        if (maker := value.producer()) is not None and maker.op_type == "GatherElements"
+    )
     ir.convenience.replace_all_uses_with(division.outputs[0], picked)
 
 
