@@ -8,7 +8,7 @@ reference is put back before every call, and what had to be put back is remember
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from truecast.trace.remembered import caching_functions, forget_results
 from truecast.trace.repeatable import Plain, settings_of
 
 
@@ -32,13 +33,14 @@ class _Part:
 
 @dataclass
 class Fresh:
-    """The parts of a module as they were.
+    """The parts of a module as they were, and the functions beside them that keep results.
 
     `changed` says what calls changed since. `draws` counts the times that numbers were drawn from the random generators
     of torch, NumPy or Python from one `restore` to the next.
     """
 
     parts: list[_Part]
+    caching: Sequence[Any] = ()
     changed: dict[str, str] = field(default_factory=dict)
     draws: int = -1
     _generators: tuple[Any, ...] = ()
@@ -46,10 +48,11 @@ class Fresh:
     @classmethod
     def of(cls, module: nn.Module) -> Fresh:
         """What `module` is now."""
-        return cls([_part(name, part) for name, part in module.named_modules()])
+        return cls([_part(name, part) for name, part in module.named_modules()], caching_functions(module))
 
     def restore(self) -> None:
         """Makes the module what it was."""
+        forget_results(self.caching)
         generators = _generators()
         self.draws += generators != self._generators
         self._generators = generators

@@ -33,6 +33,7 @@ from truecast.trace.experts import ExpertsSeam, experts_seam
 from truecast.trace.explaining import NOT_YET, explained, trouble
 from truecast.trace.layers import DOMAIN, UnlikeLayersError, find_layers, traced_once
 from truecast.trace.leaves import lowered_leaves
+from truecast.trace.remembered import results_not_kept
 from truecast.trace.repeatable import watched
 from truecast.trace.rotary import functional_frequencies, rotary_seam
 from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, attention_seam
@@ -220,6 +221,7 @@ def _trace(
     step = _Step(model, shapes, lowered, padding if lowered else "any").eval()
     layers = find_layers(model, len(shapes)) if once else None
     with ExitStack() as stack:
+        stack.enter_context(results_not_kept(model))
         if lowered:
             assert dialect.attention is not None
             step.seam = AttentionSeam(dialect.attention, _disable_current_modes)

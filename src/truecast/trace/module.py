@@ -31,6 +31,7 @@ from truecast.trace.conversion import as_parameters, checkpoint_renamer
 from truecast.trace.explaining import explained
 from truecast.trace.leaves import lowered_leaves
 from truecast.trace.masked_rows import masked_rows
+from truecast.trace.remembered import results_not_kept
 from truecast.trace.repeatable import require_function
 from truecast.trace.rotary import rotary_seam
 from truecast.trace.skeleton import real_buffers, tied_names
@@ -76,6 +77,7 @@ def trace_module(author: AuthorModule, dialect: Dialect) -> ModuleTrace:
         examples = roomy(author.inputs)
         require_function(author, examples)
     with ExitStack() as stack:
+        stack.enter_context(results_not_kept(author.module))
         rotary = stack.enter_context(rotary_seam(author.module, dialect.rotary))
         counts = stack.enter_context(lowered_leaves(author.module, dialect))
         step = Recorded(author, noted.append).eval()
