@@ -125,7 +125,7 @@ def test_a_graph_that_breaks_the_comparison_itself_fails_without_a_traceback(
     def unforeseen(*args: object, **options: object) -> None:
         raise KeyError
 
-    monkeypatch.setattr("truecast.proof.proving.compare_all", unforeseen)
+    monkeypatch.setattr("truecast.proof.running.compare_all", unforeseen)
     certificate = reprove(folder)
     assert certificate.status is Status.FAILED
     assert failed(certificate)["the graph can be compared"].detail == "KeyError: KeyError"

@@ -16,7 +16,7 @@ from tests.proof.planting import change_graph, failed, manifest_of, reprove
 from tests.tiny import tiny_checkpoint
 from truecast.artifact import Status
 from truecast.checkpoint import open_checkpoint
-from truecast.proof.ending import ending_checks, ending_note
+from truecast.proof.ending import PIECES, ending_checks, ending_note
 from truecast.proof.parity import Subject, compare_all, parity_checks, reference_logits
 from truecast.proof.points import FAR, Limits, Point, far, grid
 from truecast.proof.reference import Reference
@@ -205,7 +205,7 @@ def test_a_past_too_large_for_the_memory_is_replaced_by_position_ids(
         tested = Subject("as shipped", open_decoder(place, manifest_of(place).graph), tight=True)
         checks = ending_checks(found.reference, tested, CONTEXT, 257, far(LIMITS))
         assert checks[0].passed is passes
-        assert f"position ids from {CONTEXT - 5} behind" in ending_note(checks, CONTEXT, far(LIMITS))[0]
+        assert f"position ids from {CONTEXT - sum(PIECES)} behind" in ending_note(checks, CONTEXT, far(LIMITS))[0]
 
 
 def test_the_whole_proof_meets_an_error_far_behind_and_says_where(

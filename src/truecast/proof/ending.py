@@ -1,8 +1,9 @@
 """Tier 2, the end of the context: what no sequence that a proof can afford reaches.
 
 The keys and values of a short text, repeated until they fill the context but for the last few positions, are given to
-the author's cache and to the graph's alike; then both run these positions, token by token behind a run of several. It
-is no text, but it is an input that both must agree on: every position id, mask and key of the whole context is there.
+the author's cache and to the graph's alike; then both run these positions, several at once and a single one behind
+them. It is no text, but it is an input that both must agree on: every position id, mask and key of the whole context is
+there.
 
 Where such a past takes more memory than `SHARE` of what is free, the same runs stand behind the short text itself, with
 position ids at the end of the context; a graph that counts its positions by itself takes none. The check says which.
@@ -32,7 +33,7 @@ from truecast.runtime.decoder import Decoder
 
 TEXT = 64
 """Tokens whose keys and values are repeated."""
-PIECES = (3, 1, 1)
+PIECES = (3, 1)
 """New tokens of the runs at the end."""
 SHARE = 0.25
 """Of the free memory that the keys and values of a whole context may take; both sides hold them, one after the other,
@@ -156,10 +157,19 @@ def _fill(decoder: Decoder, cache: KeyValueCache, ending: _Ending) -> list[ort.O
     kept = []
     for tensor in cache_tensors(decoder.info):
         layer, part = tensor.past.removeprefix(PAST_PREFIX).split(".")
-        array = ending.filled(ending.layers[int(layer)][part == "value"]).numpy()
+        repeated = ending.layers[int(layer)][part == "value"]
         if tensor.past in views:
-            views[tensor.past][:] = array
+            _repeat(repeated.numpy(), views[tensor.past])
             continue
+        array = ending.filled(repeated).numpy()
         kept.append(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array.astype(tensor.dtype))))
         cache.binding.bind_ortvalue_input(tensor.past, kept[-1])
     return kept
+
+
+def _repeat(part: Array, whole: Array) -> None:
+    """Fills `whole` [1, heads, held, width] with `part` [1, heads, length, width], in place."""
+    length = part.shape[2]
+    for start in range(0, whole.shape[2], length):
+        piece = whole[:, :, start : start + length]
+        piece[:] = part[:, :, : piece.shape[2]]

@@ -25,7 +25,7 @@ from truecast.runtime.generate import GenerationOptions, generate
 
 TIER = "generation"
 NEW_TOKENS = 64
-LONG_NEW = 24
+LONG_NEW = 12
 """New tokens behind one long prompt, which they carry past position 256."""
 
 Progress = Callable[[int, int], None]

@@ -45,7 +45,7 @@ the sea; a few of them talk to each other, and now and then somebody plays the g
 """One text for each row of the text points: prose, a recipe and code, facts in three languages."""
 
 SEED = 20_240_811
-LONG_PROMPT, LEAST_LONG = 240, 64
+LONG_PROMPT, LEAST_LONG = 250, 64
 """Most tokens of the long prompt, and the fewest for which there is one."""
 SHORTEST, LONGEST = 3, 17
 """Lengths of random prompts, in tokens."""

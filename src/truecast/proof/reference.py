@@ -112,7 +112,8 @@ class Reference:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """Every parameter and persistent buffer once, by its first name."""
-        persistent = {n: b for n, b in self.model.named_buffers() if n in set(self.model.state_dict())}
+        stored = set(self.model.state_dict())
+        persistent = {name: buffer for name, buffer in self.model.named_buffers() if name in stored}
         return {**dict(self.model.named_parameters()), **persistent}
 
     def load_checkpoint(self, sources: Sources | None = None) -> None:
