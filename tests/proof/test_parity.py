@@ -13,11 +13,11 @@ from tests.proof.conftest import Artifact
 from tests.proof.planting import change_graph, failed, manifest_of, node_of, reprove
 from truecast.checkpoint import open_checkpoint
 from truecast.proof import parity
+from truecast.proof.feeds import given_mask
 from truecast.proof.measures import Drift
 from truecast.proof.parity import (
     RELATIVE,
     Subject,
-    compact,
     compare_all,
     parity_checks,
     price_checks,
@@ -183,8 +183,9 @@ def test_nothing_measured_is_no_success() -> None:
     assert not price_checks("price", [], 1.0, 0.5)[0].passed
 
 
-def test_compact_moves_the_ones_to_the_front() -> None:
-    assert compact(np.array([[1, 1, 0, 0, 1], [0, 1, 1, 1, 1]])).tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+def test_the_contract_right_moves_the_ones_to_the_front() -> None:
+    mask = np.array([[1, 1, 0, 0, 1], [0, 1, 1, 1, 1]])
+    assert given_mask("right", mask).tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
 
 
 def test_a_compact_point_is_every_row_alone(reference: Reference) -> None:

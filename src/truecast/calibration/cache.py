@@ -23,7 +23,8 @@ from truecast.checkpoint.model import Array
 from truecast.runtime.cache import SharedCache
 from truecast.runtime.decoder import Decoder
 from truecast.runtime.text import TextCodec
-from truecast.weights.cache import PARTS, CacheScales, cached_attention, rotation_partners
+from truecast.states import PARTS, StateTensor
+from truecast.weights.cache import CacheScales, cached_attention, rotation_partners
 
 LARGEST: Mapping[int, int] = {8: 127, 4: 7}
 """The largest code of that many bits; the smallest is one further from zero."""
@@ -87,15 +88,16 @@ def calibrated_scales(
             if progress:
                 progress(done, total)
     chosen = {name: scale_of(reach[name], bits, errors.get(name)) for name in reach}
-    layers = sorted({int(name.split(".")[1]) for name in chosen})
-    parts = {n: [chosen[f"past_key_values.{n}.{part}"] for part in PARTS] for n in layers}
+    layers = sorted({tensor.layer for name in chosen if (tensor := StateTensor.named(name)) is not None})
+    parts = {n: [chosen[StateTensor(n, part).past] for part in PARTS] for n in layers}
     return {n: CacheScales(key, value) for n, (key, value) in parts.items()}
 
 
 def _pairs(name: str, partners: Mapping[int, Array | None], width: int) -> Array | None:
     """The channel that each channel is rotated with; values are not rotated."""
-    _, layer, part = name.split(".")
-    return partners[int(layer)] if part == "key" else np.arange(width)
+    tensor = StateTensor.named(name)
+    assert tensor is not None
+    return partners[tensor.layer] if tensor.part == "key" else np.arange(width)
 
 
 def _widen(

@@ -13,9 +13,9 @@ from truecast.calibration.cache import calibrated_scales, graph_keys_and_values,
 from truecast.calibration.prose import PROSE
 from truecast.calibration.stored_scales import stored_scales
 from truecast.checkpoint.model import Checkpoint
-from truecast.runtime.cache import PAST_PREFIX, PRESENT_PREFIX
 from truecast.runtime.decoder import Decoder
 from truecast.runtime.providers import open_session
+from truecast.states import StateTensor
 from truecast.weights.cache import DTYPES, quantize_cache
 from truecast.weights.writer import append_weights
 
@@ -83,7 +83,7 @@ def _coded(info: GraphInfo, bits: int) -> GraphInfo:
 
 
 def _coded_tensor(tensor: TensorInfo, cache: CacheInfo) -> TensorInfo:
-    if not tensor.name.startswith((PAST_PREFIX, PRESENT_PREFIX)):
+    if StateTensor.named(tensor.name) is None:
         return tensor
     *others, width = tensor.shape
     assert isinstance(width, int)

@@ -28,16 +28,17 @@ from truecast.calibration.caching import FROM_PROSE, OWN, SETTING
 from truecast.calibration.prose import PROSE
 from truecast.calibration.stored_scales import by_layer, spread
 from truecast.proof.cuts import tapped
+from truecast.proof.feeds import run_feeds
 from truecast.proof.float_cache import ATTENTION, PAST, PRESENT, SCALES
 from truecast.proof.operators import Array, attend, cache_values, split_heads, turned
-from truecast.proof.parity import RELATIVE, compact
+from truecast.proof.parity import RELATIVE
 from truecast.proof.points import Point
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import RUN_ERRORS, session_of
 from truecast.proof.tally import Worst, broken, check, counted, reported
 from truecast.runtime.cache import cache_tensors
-from truecast.runtime.decoder import KEEP_NAME, positions
-from truecast.weights.cache import PARTS, layer_of
+from truecast.states import PARTS, StateTensor
+from truecast.weights.cache import layer_of
 
 TIER = "cache"
 ERROR_RATIO = 2.0
@@ -158,13 +159,14 @@ def _author_run(reference: Reference, row: Sequence[int]) -> Iterator[tuple[str,
     """Keys and values [heads, length, width] behind a text, by the author's code, under the graph's names."""
     for number, pair in enumerate(_author_cache(reference, np.array([row], np.int64))):
         for part, array in zip(PARTS, pair, strict=True):
-            yield f"past_key_values.{number}.{part}", array[0]
+            yield StateTensor(number, part).past, array[0]
 
 
 def _place(name: str) -> tuple[int, int]:
     """The layer and the part of a past's name."""
-    _, layer, part = name.split(".")
-    return int(layer), PARTS.index(part)
+    tensor = StateTensor.named(name)
+    assert tensor is not None
+    return tensor.layer, PARTS.index(tensor.part)
 
 
 def _author_cache(reference: Reference, tokens: Array, first: int = 0) -> list[tuple[Array, Array]]:
@@ -218,14 +220,7 @@ def _runs(
     past = {tensor.past: tensor.empty(point.batch, 0) for tensor in tensors}
     taken = {value.name for value in session.get_inputs()}
     for run in point.runs():
-        mask = point.mask[:, : run.end]
-        fed: dict[str, Any] = {
-            "input_ids": point.tokens[:, run.start : run.end],
-            "attention_mask": compact(mask) if info.padding == "right" else mask,
-            "position_ids": positions(mask, run.end - run.start),
-            KEEP_NAME: np.array(0, np.int64),
-        }
-        fed = {name: array for name, array in fed.items() if name in taken} | past
+        fed = {name: array for name, array in run_feeds(info, point, run).items() if name in taken} | past
         results = dict(zip(names, session.run(names, fed), strict=True))
         yield constants | past | results
         past = {tensor.past: results[tensor.present] for tensor in tensors}

@@ -28,8 +28,8 @@ from truecast.proof.held import HeldWeight
 from truecast.proof.reference import Reference
 from truecast.proof.static import dims
 from truecast.proof.tally import counted
-from truecast.runtime.cache import PAST_PREFIX
 from truecast.runtime.providers import LEVELS, PROVIDERS
+from truecast.states import is_past
 from truecast.targets import find_target
 from truecast.weights.names import AS_IS, MODULE_PRECISIONS, PRECISIONS
 from truecast.weights.rules import Rule
@@ -167,7 +167,7 @@ def session_faults(manifest: Manifest) -> Iterator[str]:
 
 def _decoder_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
     info = manifest.graph
-    pasts = [value for value in model.graph.inputs if (value.name or "").startswith(PAST_PREFIX)]
+    pasts = [value for value in model.graph.inputs if is_past(value.name)]
     kinds = {str(value.dtype.numpy()) for value in pasts if value.dtype is not None}
     if info.cache is not None and (2 * info.cache.layers, {info.cache.dtype}) != (len(pasts), kinds):
         found = f"{len(pasts) // 2} layers of {' and '.join(sorted(kinds))}"

@@ -15,11 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.artifact import GraphInfo
+from truecast.proof.feeds import run_feeds
 from truecast.proof.operators import Array
-from truecast.proof.parity import compact
 from truecast.proof.points import Point
 from truecast.proof.recording import AttentionRecord, Recording
-from truecast.runtime.decoder import KEEP_NAME, positions
+from truecast.states import PARTS, StateTensor
 
 GIVEN = "given:"
 """Prefix of the inputs that replace cut values."""
@@ -172,20 +172,11 @@ def feeds(
     model: ir.Model, info: GraphInfo, point: Point, run_number: int, past: Sequence[tuple[Array, Array]]
 ) -> dict[str, Any]:
     """Everything the graph takes for one run of a point, with the reference's cache; logits of every position."""
-    run = list(point.runs())[run_number]
-    mask = point.mask[:, : run.end]
-    fed: dict[str, Any] = {
-        "input_ids": point.tokens[:, run.start : run.end],
-        "attention_mask": compact(mask) if info.padding == "right" else mask,
-        "position_ids": positions(mask, run.end - run.start),
-        KEEP_NAME: np.array(0, np.int64),
-    }
+    fed = run_feeds(info, point, list(point.runs())[run_number])
     for tensor in info.inputs:
-        if tensor.name.startswith("past_key_values."):
-            layer, part = tensor.name.split(".")[1:]
-            fed[tensor.name] = _past(
-                tensor.shape, np.dtype(tensor.dtype), past, int(layer), part == "value", point.batch
-            )
+        if (state := StateTensor.named(tensor.name)) is not None:
+            part = PARTS.index(state.part)
+            fed[tensor.name] = _past(tensor.shape, np.dtype(tensor.dtype), past, state.layer, bool(part), point.batch)
     taken = {value.name for value in model.graph.inputs}
     return {name: array for name, array in fed.items() if name in taken}
 

@@ -28,8 +28,9 @@ from truecast.proof.points import SEED
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import RUN_ERRORS
 from truecast.proof.tally import Worst, broken, check, reason
-from truecast.runtime.cache import PAST_PREFIX, KeyValueCache, SharedCache, cache_tensors
+from truecast.runtime.cache import KeyValueCache, SharedCache, cache_tensors
 from truecast.runtime.decoder import Decoder
+from truecast.states import PARTS
 
 TEXT = 64
 """Tokens whose keys and values are repeated."""
@@ -156,8 +157,7 @@ def _fill(decoder: Decoder, cache: KeyValueCache, ending: _Ending) -> list[ort.O
     views = cache.held() if isinstance(cache, SharedCache) else {}
     kept = []
     for tensor in cache_tensors(decoder.info):
-        layer, part = tensor.past.removeprefix(PAST_PREFIX).split(".")
-        repeated = ending.layers[int(layer)][part == "value"]
+        repeated = ending.layers[tensor.layer][PARTS.index(tensor.part)]
         if tensor.past in views:
             _repeat(repeated.numpy(), views[tensor.past])
             continue

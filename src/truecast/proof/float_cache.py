@@ -9,11 +9,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from truecast.artifact import GraphInfo, TensorInfo
+from truecast.states import StateTensor
 
 ATTENTION, PAST, PRESENT, SCALES = "GroupQueryAttention", (3, 4), (1, 2), (12, 13)
 QUANTIZING = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")
 """Attributes that make the operator keep codes."""
-PREFIXES = ("past_key_values.", "present.")
 
 
 def coded_bits(info: GraphInfo) -> int | None:
@@ -54,7 +54,7 @@ def float_info(info: GraphInfo) -> GraphInfo:
     cache = info.cache.model_copy(update={"dtype": dtype, "bits": None, "stands_for": None})
 
     def floats(tensor: TensorInfo) -> TensorInfo:
-        if not tensor.name.startswith(PREFIXES):
+        if StateTensor.named(tensor.name) is None:
             return tensor
         *others, width = tensor.shape
         return tensor.model_copy(update={"dtype": dtype, "shape": [*others, width * factor]})

@@ -23,6 +23,7 @@ from types import MappingProxyType
 import numpy as np
 
 from truecast.artifact import Check
+from truecast.proof.feeds import given_mask
 from truecast.proof.measures import Drift, drift, largest_gap
 from truecast.proof.operators import Array
 from truecast.proof.points import Point
@@ -131,14 +132,7 @@ def graph_logits(decoder: Decoder, point: Point) -> Iterator[Array]:
         mask = point.mask[:, : run.end]
         where = positions(mask, run.end - run.start)
         ids = point.tokens[:, run.start : run.end]
-        given = compact(mask) if decoder.info.padding == "right" else mask
-        yield decoder.step(cache, ids, given, keep=run.keep, position_ids=where)
-
-
-def compact(mask: Array) -> Array:
-    """The mask of the padding contract `right`: as many ones as before, in front."""
-    ones: Array = (np.arange(mask.shape[1]) < mask.sum(1, keepdims=True)).astype(np.int64)
-    return ones
+        yield decoder.step(cache, ids, given_mask(decoder.info.padding, mask), keep=run.keep, position_ids=where)
 
 
 def real_positions(point: Point) -> list[Array]:

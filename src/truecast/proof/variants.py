@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from truecast.artifact import Check, GraphInfo
+from truecast.proof.feeds import run_feeds
 from truecast.proof.float_cache import coded_bits
 from truecast.proof.measures import largest_gap
 from truecast.proof.operators import Array
-from truecast.proof.parity import RELATIVE, TIER, Subject, compact, compare_all, graph_logits, parity_checks
+from truecast.proof.parity import RELATIVE, TIER, Subject, compare_all, graph_logits, parity_checks
 from truecast.proof.points import Point
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import RUN_ERRORS, open_decoder
 from truecast.proof.tally import Worst, broken, check
 from truecast.runtime.cache import cache_tensors
-from truecast.runtime.decoder import KEEP_NAME, Decoder, positions
+from truecast.runtime.decoder import KEEP_NAME, Decoder
 
 INT8_RELATIVE = 2e-2
 """Limit where activations are rounded to int8: a last bit may tip a rounding, which moves a value by a whole step of
@@ -105,15 +105,8 @@ def plain_logits(decoder: Decoder, point: Point, keep: int | None = 0) -> Iterat
     outputs = [value.name for value in decoder.session.get_outputs()]
     taken = {value.name for value in decoder.session.get_inputs()}
     for run in point.runs():
-        mask = point.mask[:, : run.end]
-        fed: dict[str, Any] = {
-            "input_ids": point.tokens[:, run.start : run.end],
-            "attention_mask": compact(mask) if decoder.info.padding == "right" else mask,
-            "position_ids": positions(mask, run.end - run.start),
-        }
-        fed = {name: array for name, array in fed.items() if name in taken} | past
-        if keep is not None:
-            fed[KEEP_NAME] = np.array(keep, np.int64)
+        given = run_feeds(decoder.info, point, run, keep)
+        fed = {name: array for name, array in given.items() if name in taken or name == KEEP_NAME} | past
         results = dict(zip(outputs, decoder.session.run(None, fed), strict=True))
         past = {tensor.past: results[tensor.present] for tensor in tensors}
         yield results["logits"]

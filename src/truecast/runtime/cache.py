@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from truecast.artifact import GraphInfo, TensorInfo
 from truecast.errors import InputError
+from truecast.states import StateTensor, is_past
 
-PAST_PREFIX, PRESENT_PREFIX, LOGITS = "past_key_values.", "present.", "logits"
+LOGITS = "logits"
 HEADS_AXIS, LENGTH_AXIS, WIDTH_AXIS = 1, 2, 3
 NO_LIMIT = sys.maxsize
 DEFAULT_CAPACITY = 256
@@ -30,11 +31,9 @@ DEFAULT_CAPACITY = 256
 
 
 @dataclass(frozen=True)
-class CacheTensor:
-    """One key or value tensor: its names as input and output; elements in the shape [batch, heads, length, width]."""
+class CacheTensor(StateTensor):
+    """One key or value tensor; elements in the shape [batch, heads, length, width]."""
 
-    past: str
-    present: str
     heads: int
     width: int
     dtype: np.dtype[Any]
@@ -47,7 +46,7 @@ class CacheTensor:
 def cache_tensors(info: GraphInfo) -> tuple[CacheTensor, ...]:
     """The cache tensors that the graph declares, in the order of its inputs; raises InputError when one has no pair."""
     outputs = {tensor.name for tensor in info.outputs}
-    tensors = tuple(_cache_tensor(tensor) for tensor in info.inputs if tensor.name.startswith(PAST_PREFIX))
+    tensors = tuple(_cache_tensor(tensor) for tensor in info.inputs if is_past(tensor.name))
     for tensor in tensors:
         if tensor.present not in outputs:
             raise InputError(f"The graph has the input {tensor.past} but no output {tensor.present}; export it again.")
@@ -56,12 +55,12 @@ def cache_tensors(info: GraphInfo) -> tuple[CacheTensor, ...]:
 
 def _cache_tensor(tensor: TensorInfo) -> CacheTensor:
     heads, width = tensor.shape[HEADS_AXIS], tensor.shape[WIDTH_AXIS]
-    if not isinstance(heads, int) or not isinstance(width, int):
+    state = StateTensor.named(tensor.name)
+    if state is None or not isinstance(heads, int) or not isinstance(width, int):
         raise InputError(
             f"Input {tensor.name} of the graph has no fixed heads and width ({tensor.shape}); export it again."
         )
-    present = PRESENT_PREFIX + tensor.name.removeprefix(PAST_PREFIX)
-    return CacheTensor(tensor.name, present, heads, width, np.dtype(tensor.dtype))
+    return CacheTensor(state.layer, state.part, heads, width, np.dtype(tensor.dtype))
 
 
 class KeyValueCache(Protocol):

@@ -20,6 +20,7 @@ from typing import Any
 
 from truecast.artifact import CacheInfo, GraphInfo, TensorInfo
 from truecast.errors import InputError
+from truecast.states import PARTS, is_past, patterns
 from truecast.targets.model import Padding, Target
 
 CONFIG_NAME = "genai_config.json"
@@ -139,7 +140,7 @@ def _single(processor: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _decoder(config: Mapping[str, Any], graph: GraphInfo, layers: int) -> dict[str, Any]:
-    past = next(tensor for tensor in graph.inputs if tensor.name.startswith("past_key_values."))
+    past = next(tensor for tensor in graph.inputs if is_past(tensor.name))
     shape = {
         "head_size": _head_size(past, graph.cache),
         "num_key_value_heads": past.shape[1],
@@ -155,13 +156,11 @@ def _decoder(config: Mapping[str, Any], graph: GraphInfo, layers: int) -> dict[s
         "session_options": {"provider_options": []},
         "inputs": {
             **inputs,
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
+            **{f"past_{part}_names": patterns(part)[0] for part in PARTS},
         },
         "outputs": {
             "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
+            **{f"present_{part}_names": patterns(part)[1] for part in PARTS},
         },
     }
 

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 
 from truecast.errors import InputError
+from truecast.states import PARTS, StateTensor
 from truecast.trace.layers import DOMAIN
 from truecast.trace.masked_rows import masked_rows
 from truecast.trace.skeleton import fake_tensors
@@ -45,7 +46,7 @@ def capture(step: nn.Module, cached: Callable[[], Sequence[int]], opset: int, po
         program = _export(step)
     _require_dynamic(program, positions)
     _require_all_lengths(program, positions)
-    outputs = ["logits", *(f"present.{layer}.{part}" for layer in cached() for part in ("key", "value"))]
+    outputs = ["logits", *(StateTensor(layer, part).present for layer in cached() for part in PARTS)]
     graph = to_onnx(program, INPUTS, outputs, opset)
     forget_weights(graph, step, WRAPPER)
     _past_inputs(graph.graph)
@@ -67,8 +68,8 @@ def _past_inputs(graph: ir.Graph) -> None:
     pasts = {node.attributes["layer"].as_int(): node for node in graph if node.op_type == PAST_NODE}
     probe = graph.inputs.pop()
     for layer, node in sorted(pasts.items()):
-        for part, output in zip(("key", "value"), node.outputs, strict=True):
-            value = ir.Value(name=f"past_key_values.{layer}.{part}", shape=output.shape, type=output.type)
+        for part, output in zip(PARTS, node.outputs, strict=True):
+            value = ir.Value(name=StateTensor(layer, part).past, shape=output.shape, type=output.type)
             graph.inputs.append(value)
             ir.convenience.replace_all_uses_with(output, value)
         graph.remove(node, safe=True)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.dialects.expand import NodeWriter
+from truecast.states import PARTS, StateTensor, is_past
 from truecast.trace.cleanup import forget_inner_shapes
 from truecast.trace.decoder import Trace
 
@@ -35,11 +36,9 @@ def apply_interface(trace: Trace, single_logits: bool) -> None:
         elif value.name in INPUT_DIMS:
             value.shape = ir.Shape(INPUT_DIMS[value.name])
     for value in (*graph.inputs, *graph.outputs):
-        name = value.name or ""
-        if name.startswith(("past_key_values.", "present.")):
-            pair = trace.cache_shapes[int(name.split(".")[1])]
-            heads, width = pair[0] if name.endswith("key") else pair[1]
-            length = "past_sequence_length" if name.startswith("past") else "total_sequence_length"
+        if (tensor := StateTensor.named(value.name)) is not None:
+            heads, width = trace.cache_shapes[tensor.layer][PARTS.index(tensor.part)]
+            length = "past_sequence_length" if is_past(value.name) else "total_sequence_length"
             value.shape = ir.Shape(["batch_size", heads, length, width])
     forget_inner_shapes(graph)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from truecast.states import PARTS, StateTensor
 from truecast.trace.cleanup import replace
 from truecast.trace.layers import ENTER, EXIT, LAYER
-
-PARTS = ("key", "value")
-CACHE_NAME = re.compile(r"(?:past_key_values|present)\.(\d+)\.(key|value)")
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def _copy(graph: ir.Graph, body: _Body, place: ir.Node, old: str, new: str) -> N
     values: dict[ir.Value, ir.Value] = dict(zip(body.inputs, place.inputs))  # type: ignore[arg-type]  # noqa: B905
     index = place.attributes["layer"].as_int()
     for part, past in zip(PARTS, body.inputs[len(place.inputs) :], strict=False):
-        values[past] = ir.Value(name=f"past_key_values.{index}.{part}", shape=past.shape, type=past.type)
+        values[past] = ir.Value(name=StateTensor(index, part).past, shape=past.shape, type=past.type)
         graph.inputs.append(values[past])
 
     def mapped(value: ir.Value | None) -> ir.Value | None:
@@ -119,7 +116,7 @@ def _copy(graph: ir.Graph, body: _Body, place: ir.Node, old: str, new: str) -> N
         replace(result, replacement)
     for part, present in zip(PARTS, results[len(place.outputs) :], strict=False):
         assert present is not None
-        present.name = f"present.{index}.{part}"
+        present.name = StateTensor(index, part).present
         graph.outputs.append(present)
     graph.remove(place, safe=True)
 
@@ -128,12 +125,8 @@ def sort_cache(model: ir.Model) -> None:
     """Orders past inputs and present outputs by layer."""
     graph = model.graph
 
-    def order(value: ir.Value) -> tuple[int, str]:
-        match = CACHE_NAME.fullmatch(value.name or "")
-        return (int(match[1]), match[2]) if match else (-1, "")
-
     for values in (graph.inputs, graph.outputs):
-        values[:] = sorted(values, key=order)
+        values[:] = sorted(values, key=lambda value: StateTensor.named(value.name) or StateTensor(-1, ""))
 
 
 def _renamed(attribute: ir.Attr, old: str, new: str) -> ir.Attr:

@@ -17,12 +17,12 @@ import onnx_ir as ir
 
 from truecast.checkpoint.model import Array
 from truecast.errors import InputError
+from truecast.states import PARTS, is_past
 from truecast.weights.binding import Binding, array_binding
 
 CACHE_SCALES = "scales of the quantized cache"
 """Packing of the initializers that hold them."""
 ATTENTION = "GroupQueryAttention"
-PARTS = ("key", "value")
 PAST, PRESENT, SCALES = (3, 4), (1, 2), (12, 13)
 """Where GroupQueryAttention has past (inputs), present (outputs) and scales (inputs), key before value."""
 KEY, COS_TABLE = 1, 7
@@ -52,7 +52,7 @@ def cached_attention(model: ir.Model) -> dict[int, ir.Node]:
         if taken and all(value is not None and value.is_graph_input() for value in taken):
             nodes[layer_of(node)] = node
     kept = {node.inputs[index] for node in nodes.values() for index in PAST}
-    past = (value for value in model.graph.inputs if (value.name or "").startswith("past_key_values."))
+    past = (value for value in model.graph.inputs if is_past(value.name))
     others = [value.name for value in past if value not in kept]
     if others or not nodes:
         what = f"{others[0]} is" if others else "there is none, or it is"
