@@ -36,6 +36,15 @@ def test_a_new_artifact_stands_alone(tmp_path: Path) -> None:
     assert names(tmp_path / "deep") == ["out"]
 
 
+def test_an_error_names_out_and_not_the_folder_of_the_run(tmp_path: Path) -> None:
+    def fail(folder: Path) -> Manifest:
+        raise InputError(f"{folder / 'model.onnx'} cannot be used.")
+
+    with pytest.raises(InputError) as caught:
+        published(tmp_path / "out", fail)
+    assert str(caught.value) == f"{tmp_path / 'out' / 'model.onnx'} cannot be used."
+
+
 def test_an_artifact_is_replaced(system: str, tmp_path: Path) -> None:
     artifact(tmp_path / "out")
     published(tmp_path / "out", fill, force=True)

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from truecast.calibration.texts import calibration_codec
 from truecast.checkpoint.model import Array
 from truecast.runtime.cache import SharedCache
 from truecast.runtime.decoder import Decoder
-from truecast.runtime.text import TextCodec
 from truecast.states import PARTS, StateTensor
 from truecast.weights.cache import CacheScales, cached_attention, rotation_partners
 
@@ -48,7 +48,7 @@ KeysAndValues = Callable[[Sequence[int]], Iterable[tuple[str, Array]]]
 
 def token_rows(folder: Path, texts: Sequence[str], vocabulary: int | None, context: int | None) -> list[list[int]]:
     """Tokens of every text, each begun as the tokenizer begins a text; raises InputError when there is no tokenizer."""
-    codec, left, rows = TextCodec.open(folder), MOST_TOKENS, []
+    codec, left, rows = calibration_codec(folder), MOST_TOKENS, []
     for text in texts:
         length = min(ROW_TOKENS, context or ROW_TOKENS, left)
         row = [token for token in codec.encode(text)[:length] if vocabulary is None or token < vocabulary]

@@ -16,11 +16,10 @@ import numpy as np
 
 from truecast.artifact import GraphInfo
 from truecast.calibration.prose import PROSE
-from truecast.calibration.texts import read_texts
+from truecast.calibration.texts import calibration_codec, read_texts
 from truecast.checkpoint.model import Array
 from truecast.errors import InputError
 from truecast.runtime.encoder import Tokens
-from truecast.runtime.text import TextCodec
 
 AT_ONCE = 8
 """Examples of one run."""
@@ -47,7 +46,7 @@ def own_feeds(folder: Path, info: GraphInfo) -> list[Feed]:
 
 def text_feeds(texts: Sequence[str], folder: Path, info: GraphInfo) -> Iterator[Feed]:
     """Batches of texts; raises InputError when the graph takes more than a tokenizer gives, or there is none."""
-    tokens = Tokens(TextCodec.open(folder), [tensor.name for tensor in info.inputs], info.context_length)
+    tokens = Tokens(calibration_codec(folder), [tensor.name for tensor in info.inputs], info.context_length)
     chosen = sorted(texts[:EXAMPLES], key=len)  # alike in length, so that little of a batch is padding
     for start in range(0, len(chosen), AT_ONCE):
         feed = tokens.batch(chosen[start : start + AT_ONCE], LONGEST)

@@ -18,9 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from truecast.calibration.floats import float_folder
+from truecast.calibration.texts import calibration_codec
 from truecast.checkpoint import Checkpoint, open_checkpoint
 from truecast.errors import InputError
-from truecast.runtime.text import TextCodec
 
 ROW_TOKENS, MOST_ROWS = 512, 128
 """Tokens of a row and rows, at most: GPTQ's and AutoRound's own habit of 128 rows, at a length that a CPU can bear."""
@@ -108,7 +108,7 @@ def calibrated(
 
 def token_rows(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of all texts, one after the other, cut into rows of one length; raises InputError for too few."""
-    codec = TextCodec.open(folder)
+    codec = calibration_codec(folder)
     tokens: list[int] = []
     for text in texts:
         tokens += codec.encode(text)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from truecast.errors import InputError
+from truecast.runtime.text import TOKENIZER_FILE, TextCodec
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
@@ -26,6 +27,16 @@ def read_texts(path: Path) -> tuple[str, ...]:
     if not texts:
         raise InputError(f"{path} holds no text; give at least one paragraph, or one line like {EXAMPLE}.")
     return texts
+
+
+def calibration_codec(folder: Path) -> TextCodec:
+    """The tokenizer that text for calibration goes through; raises InputError where the checkpoint gave none."""
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise InputError(
+            f"Calibration needs text, and the checkpoint has no {TOKENIZER_FILE} to tokenize it with; put it beside "
+            "the weights, or choose what needs no calibration."
+        )
+    return TextCodec.open(folder)
 
 
 EXAMPLE = '{"text": "Bread needs four things."}'

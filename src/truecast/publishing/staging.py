@@ -47,6 +47,9 @@ def staging(out: Path, alone: bool) -> Iterator[Path]:
             reason = error.strerror or error
             raise InputError(f"{out.parent} cannot be written to ({reason}); choose another folder.") from error
         yield folder
+    except InputError as error:  # the user knows of OUT only
+        error.args = (str(error).replace(str(folder / ARTIFACT), str(out)),)
+        raise
     finally:
         if claim is not None:
             claim.close()
