@@ -36,11 +36,15 @@ def forget_results(functions: Iterable[Any]) -> None:
 
 
 def caching_functions(module: nn.Module) -> list[Any]:
-    """Every caching function beside the classes of `module` and its parts, and every caching method of theirs."""
+    """Every caching function of the files in which the classes of `module` and its parts are, and of these classes.
+
+    Functions that these files import, such as transformers' of what is installed, keep what they have.
+    """
     classes = {base for part in module.modules() for base in type(part).__mro__ if not _is_torch(base)}
     files = {kind.__module__ for kind in classes if kind.__module__ in sys.modules}
     holders = [*classes, *(sys.modules[name] for name in files)]
-    return [function for holder in holders for function in _caching(vars(holder).values())]
+    found = [function for holder in holders for function in _caching(vars(holder).values())]
+    return [function for function in found if function.__module__ in files]
 
 
 def _is_torch(kind: type) -> bool:
