@@ -27,6 +27,28 @@ def interrupted(*args, **kwargs):
 """Sends the process itself the signal of Ctrl-C when a function of the export is called."""
 
 
+LOST_AT = """
+import os, sys
+import {module}
+original = {module}.{function}
+class Destroyed:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+        sum(range(10))
+def interrupted(*args, **kwargs):
+    Destroyed()
+    return original(*args, **kwargs)
+{module}.{function} = interrupted
+"""
+"""Sends the signal within a destructor, out of which no exception comes."""
+
+ENDINGS = pytest.mark.parametrize(
+    ("number", "status", "sentence"),
+    [(signal.SIGINT, 130, "Interrupted; nothing was written.\n"), (signal.SIGTERM, 143, "")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+
+
 @pytest.mark.parametrize("function", ["load_config", "trace_decoder", "write_weights", "attach", "write_manifest"])
 def test_ctrl_c_inside_an_export_leaves_out_untouched(
     function: str, pristine: Path, artifact: Path, tmp_path: Path
@@ -40,11 +62,19 @@ def test_ctrl_c_inside_an_export_leaves_out_untouched(
     assert state(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    ("number", "status", "sentence"),
-    [(signal.SIGINT, 130, "Interrupted; nothing was written.\n"), (signal.SIGTERM, 143, "")],
-    ids=["Ctrl-C", "SIGTERM"],
-)
+@ENDINGS
+def test_a_signal_within_a_destructor_is_heard(
+    number: signal.Signals, status: int, sentence: str, pristine: Path, artifact: Path, tmp_path: Path
+) -> None:
+    before = state(tmp_path)
+    code = LOST_AT.format(module="truecast.exporting", function="load_config", number=int(number)) + EXPORT
+    command = [sys.executable, "-c", code, str(pristine), str(artifact), "--force", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", sentence)
+    assert state(tmp_path) == before
+
+
+@ENDINGS
 def test_a_signal_from_outside_leaves_nothing(
     number: signal.Signals, status: int, sentence: str, pristine: Path, tmp_path: Path
 ) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 INTERRUPTED = 128 + signal.SIGINT
 """As shells report Ctrl-C."""
@@ -18,26 +20,51 @@ UNFORESEEN = 3
 PACKAGES = ("truecast", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
+TERMINATED = 128 + signal.SIGTERM
+SOON = 0.02
+"""Seconds after which a signal is sent again whose exception was lost."""
+
+
 class Interruption:
-    """Remembers Ctrl-C while it lasts: a library that is just imported may turn it into an error of its own."""
+    """Hears Ctrl-C and SIGTERM while it lasts, once: each ends the command by an exception, which cleans up.
+
+    A library that is just imported may turn the exception into an error of its own, so it is remembered; one that
+    is raised inside a destructor or a callback from C never arrives (Python calls it unraisable), so it is sent again.
+    Handlers that somebody else has set stay.
+    """
 
     def __init__(self) -> None:
-        self.happened = False
+        self.status: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before: Any = signal.getsignal(signal.SIGINT)
-        self._ours = self._before is signal.default_int_handler  # else somebody else has a use for it
-        if self._ours:
-            signal.signal(signal.SIGINT, self._noted)
+        for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            before = signal.getsignal(number)
+            if before is usual and threading.current_thread() is threading.main_thread():
+                self._before[number] = before
+                signal.signal(number, self._noted)
+        self._reported = sys.unraisablehook
+        sys.unraisablehook = self._lost
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._ours:
-            signal.signal(signal.SIGINT, self._before)
+        sys.unraisablehook = self._reported
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
-    def _noted(self, number: int, frame: FrameType | None) -> None:
-        self.happened = True
-        signal.default_int_handler(number, frame)
+    def _noted(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.status = 128 + number
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(self.status)
+
+    def _lost(self, unraisable: sys.UnraisableHookArgs) -> None:
+        if self.status is None or not issubclass(unraisable.exc_type, KeyboardInterrupt | SystemExit):
+            self._reported(unraisable)
+            return
+        again = threading.Timer(SOON, os.kill, (os.getpid(), self.status - 128))
+        again.daemon = True
+        again.start()
 
 
 def interrupted() -> int:
