@@ -186,7 +186,7 @@ def row(layout: str, name: str, imports: list[Import], source: Path, graph: Path
         "contender": name,
         "bytes": size,
         "seconds": [item.run.seconds for item in imports],
-        "peak": max(item.run.kernel_peak for item in imports),
+        "peak": max(item.run.memory.total for item in imports),
         "largest_difference": difference,
         "products": products,
     }
