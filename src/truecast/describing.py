@@ -176,7 +176,7 @@ def decoder_info(checkpoint: Checkpoint, trace: Trace) -> GraphInfo:
         inputs=[tensor_info(value) for value in inputs],
         outputs=[tensor_info(value) for value in graph.outputs],
         cache=CacheInfo(
-            layers=len(trace.cache_shapes),
+            layers=len(trace.states),
             in_place=trace.in_place,
             dtype=tensor_info(graph.outputs[1]).dtype,
         ),

@@ -227,6 +227,12 @@ def _trace(checkpoint: Checkpoint, target: Target, request: Request, report: Pro
         trust_remote_code=request.trust_remote_code,
         scales=activation_scales(checkpoint),
     )
+    others = {state.part for states in trace.states.values() for state in states} - target.states
+    if others:
+        raise InputError(
+            f"The target {target.name} carries keys and values from token to token only, and the layers of this model "
+            f"carry others ({', '.join(sorted(others))}); choose the target onnxruntime."
+        )
     report("trace", 1, 1)
     return trace
 

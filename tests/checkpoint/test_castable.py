@@ -67,7 +67,7 @@ def test_settings_that_no_model_can_have_are_named(changes: dict[str, Any], said
         ("llava", "pictures or sound"),
         ("t5", "encoder-decoders cannot be cast yet"),
         ("whisper", "encoder-decoders cannot be cast yet"),
-        ("mamba", "convolution or recurrent states"),
+        ("lfm2", "convolution or recurrent states"),
         ("qwen3_next", "convolution or recurrent states"),
         ("deepseek_v32", "an index of their keys"),
         ("llama4_text", "complex numbers"),
@@ -94,6 +94,11 @@ def test_parts_that_see_are_known_by_the_configuration() -> None:
 def test_layers_of_attention_alone_need_no_other_state() -> None:
     given = checkpoint({"model_type": "lfm2", "layer_types": ["full_attention"] * 2})
     assert obstacle(given, GENERATION) is None
+
+
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "mamba2", "jamba", "bamba"])
+def test_states_of_selective_scans_can_be_carried(kind: str) -> None:
+    assert obstacle(checkpoint({"model_type": kind}), GENERATION) is None
 
 
 def test_what_is_no_decoder_needs_no_mechanism_of_decoders() -> None:

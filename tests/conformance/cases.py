@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.conformance.expert_cases import EXPERT_CASES
 from tests.conformance.optional_cases import OPTIONAL
+from tests.conformance.recurrent_cases import RECURRENT_CASES
 from tests.conformance.shapes import (
     DEFAULT_ROPE,
     EPSILON,
@@ -327,13 +328,13 @@ TYPE_CASES = [
     ),
 ]
 
-REQUIRED: list[Case] = [*SHAPE_CASES, *ROPE_CASES, *TYPE_CASES, *EXPERT_CASES]
+REQUIRED: list[Case] = [*SHAPE_CASES, *ROPE_CASES, *TYPE_CASES, *EXPERT_CASES, *RECURRENT_CASES]
 CASES: list[Case] = [*REQUIRED, *OPTIONAL]
 REPRESENTATIVE = (
     *("llama_tied", "llama_head_dim_24", "llama_rope_dynamic", "llama_rope_yarn", "mistral", "qwen2", "gemma2"),
     *("gemma3_text", "phi", "phi3_longrope", "smollm3", "olmo", "granite", "cohere", "gpt2_as_first_published", "opt"),
-    *("nemotron", "qwen3_moe", "gpt_oss"),
+    *("nemotron", "qwen3_moe", "gpt_oss", "mamba", "mamba2"),
 )
 """One of each mechanism: tied and untied heads, odd head sizes, kinds of rotary scaling, windows, soft caps, biases,
-norms of every kind, layers without rotary, learned positions, transposed products, experts and sinks."""
+norms of every kind, layers without rotary, learned positions, transposed products, experts, sinks, recurrent states."""
 BY_NAME: dict[str, Case] = {case.name: case for case in CASES}

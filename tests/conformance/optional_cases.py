@@ -21,7 +21,6 @@ GPT: dict[str, Any] = {
     "bos_token_id": END_TOKEN_ID,
     "eos_token_id": END_TOKEN_ID,
 }
-STATE_SPACE: dict[str, Any] = SHAPE | {"state_size": 8, "layer_norm_epsilon": EPSILON}
 
 
 def optional(name: str, config_class: str, settings: dict[str, Any]) -> Case:
@@ -103,8 +102,6 @@ MIXTURES = [
 ]
 
 STATE_SPACES = [
-    optional("mamba", "MambaConfig", STATE_SPACE),
-    optional("mamba2", "Mamba2Config", STATE_SPACE | {"num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16}),
     optional(
         "jamba",
         "JambaConfig",

@@ -7,7 +7,8 @@ sequence, and caches passed as ordinary arrays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ def graph_logits(session: onnxruntime.InferenceSession, scenario: Scenario) -> A
     inputs = {argument.name: argument for argument in session.get_inputs()}
     outputs = [argument.name for argument in session.get_outputs()]
     cache = {
-        name: np.zeros([batch, argument.shape[1], 0, argument.shape[3]], _dtype(argument.type))
+        name: np.zeros([batch, *(0 if isinstance(s, str) else s for s in argument.shape[1:])], _dtype(argument.type))
         for name, argument in inputs.items()
-        if name.startswith("past_key_values.")
+        if name.startswith("past_")
     }
     logits = []
     for piece in _pieces(scenario):
@@ -78,19 +79,28 @@ def graph_logits(session: onnxruntime.InferenceSession, scenario: Scenario) -> A
         results = dict(
             zip(outputs, session.run(None, fed | cache | {"num_logits_to_keep": np.array(0, np.int64)}), strict=True)
         )
-        cache = {name: results[name.replace("past_key_values.", "present.")] for name in cache}
+        cache = {name: results[name.replace("past_key_values", "present").replace("past", "present")] for name in cache}
         logits.append(results["logits"])
     return np.concatenate(logits, axis=1)
 
 
 @torch.no_grad()
 def model_logits(model: PreTrainedModel, scenario: Scenario) -> Array:
-    """The author's logits [batch, sequence, vocabulary] at every position, from the same pieces."""
-    cache = DynamicCache()
-    logits = [
-        model(**{name: torch.from_numpy(array) for name, array in piece.items()}, past_key_values=cache).logits
-        for piece in _pieces(scenario)
-    ]
+    """The author's logits [batch, sequence, vocabulary] at every position, from the same pieces.
+
+    A model of recurrent states takes what follows the first piece token by token, and a mask of its new positions.
+    """
+    recurs = "cache_params" in inspect.signature(model.forward).parameters
+    cache = DynamicCache(config=model.config) if recurs else DynamicCache()
+    first, *later = scenario.pieces
+    fed = replace(scenario, pieces=(first, *(1,) * sum(later))) if recurs else scenario
+    logits = []
+    for piece in _pieces(fed):
+        given: dict[str, Any] = {name: torch.from_numpy(array) for name, array in piece.items()}
+        if recurs:
+            given["attention_mask"] = given["attention_mask"][:, -given["input_ids"].shape[1] :]
+            given.pop("position_ids")
+        logits.append(model(**given, **{"cache_params" if recurs else "past_key_values": cache}).logits)
     return torch.cat(logits, dim=1).numpy()
 
 

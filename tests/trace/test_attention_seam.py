@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from truecast.dialects.ort import ORT
+from truecast.states import PARTS, State, StateTensor
+from truecast.trace.caches import GraphCache
 from truecast.trace.context import CausalMask, LeafMismatch, StepContext
-from truecast.trace.seams import SEAM, AttentionSeam, GraphCache, attention_seam
+from truecast.trace.seams import SEAM, AttentionSeam, attention_seam
 
 HEADS, KV_HEADS, WIDTH, NEW, PAST = 4, 2, 8, 5, 3
 QUERY, KEY, VALUE = (torch.randn(1, heads, NEW, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS))
@@ -62,8 +64,8 @@ def seam() -> AttentionSeam:
     """A seam whose cache has handed out KEY and VALUE for layer 0."""
     past = torch.zeros(1, KV_HEADS, PAST, WIDTH)
     last, total = torch.zeros(1, dtype=torch.int32), torch.tensor(PAST + NEW, dtype=torch.int32)
-    heads = (KV_HEADS, WIDTH)
-    context = StepContext({0: (heads, heads)}, lambda layer: (past, past), PAST, PAST + NEW, last, total)
+    states = {0: tuple(State(0, part, (KV_HEADS, None, WIDTH), "float32") for part in PARTS)}
+    context = StepContext(states, lambda layer: (past, past), PAST, PAST + NEW, last, total)
     seam = AttentionSeam(ORT.attention, nullcontext)  # type: ignore[arg-type]
     seam.cache = GraphCache(context, 1, append_in_operator=True)
     seam.cache.update(KEY, VALUE, 0)
@@ -75,7 +77,8 @@ def test_a_plain_call_becomes_the_operator_and_leaves_its_present() -> None:
     output, _ = here.attend(author(eager()), QUERY, KEY, VALUE, FULL)
     assert output.shape == (1, NEW, HEADS, WIDTH)
     assert here.cache is not None
-    assert [x.shape[2] for x in here.cache.context.present[0]] == [PAST + NEW] * 2
+    present = here.cache.context.present
+    assert [present[StateTensor(0, part).present].shape[2] for part in PARTS] == [PAST + NEW] * 2
 
 
 @pytest.mark.parametrize(("key", "value"), [(KEY + 0, VALUE), (KEY, VALUE * 1), (VALUE, KEY)])

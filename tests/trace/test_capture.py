@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from truecast.errors import InputError
+from truecast.states import PARTS, State
 from truecast.trace.capture import capture, past_of
 from truecast.trace.skeleton import fake_tensors
 
 HEADS, WIDTH = 2, 8
+STATES = [State(0, part, (HEADS, None, WIDTH), "float32") for part in PARTS]
 TABLE = torch.tensor([0.5, 0.25])
 
 
@@ -30,15 +32,14 @@ class Step(nn.Module):
         self.logits = logits
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_probe: Tensor) -> Any:
-        shape = ((HEADS, WIDTH), (HEADS, WIDTH))
-        key, value = past_of(0, shape, past_probe, torch.float32, input_ids.shape[0])
+        key, value = past_of(STATES, past_probe, input_ids.shape[0])
         return self.logits(self, input_ids), [key + past_probe.shape[0], value * attention_mask.shape[1]]
 
 
 def captured(logits: Callable[[Step, Tensor], Tensor]) -> ir.Model:
     with fake_tensors():
         step = Step(logits)
-    return capture(step, lambda: [0], 21)
+    return capture(step, lambda: [state.present for state in STATES], 21)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_a_branch_on_all_tokens_is_refused_unless_every_length_takes_it(least: i
     with fake_tensors():
         step = Branching(lambda self, ids: ids * self.decoder.weight)
     with pytest.raises(InputError, match=r"unless past \+ new > 20") if refused else nullcontext():
-        capture(step, lambda: [0], 21)
+        capture(step, lambda: [state.present for state in STATES], 21)
 
 
 def longest(self: Step, ids: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def test_a_bound_at_the_end_of_the_positions_is_none(positions: int, refused: bo
     with fake_tensors():
         step = Step(longest)
     with pytest.raises(InputError, match="at 512 at most") if refused else nullcontext():
-        capture(step, lambda: [0], 21, positions)
+        capture(step, lambda: [state.present for state in STATES], 21, positions)
 
 
 def many_rows(self: Step, ids: Tensor) -> Tensor:
@@ -121,4 +122,4 @@ def test_a_bound_of_the_rows_is_refused_whatever_the_positions() -> None:
     with fake_tensors():
         step = Step(many_rows)
     with pytest.raises(InputError, match="fixes axis 0 of input_ids at 512 at most"):
-        capture(step, lambda: [0], 21, 100)
+        capture(step, lambda: [state.present for state in STATES], 21, 100)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from truecast.states import PARTS, State
+from truecast.trace.caches import GraphCache
 from truecast.trace.context import CausalMask, StepContext
 from truecast.trace.layers import LayerTracer, UnlikeLayersError, find_layers, traced_once
-from truecast.trace.seams import GraphCache
 
 Compute = Callable[["Layer", Tensor, GraphCache], Any]
 PAST = 3
@@ -23,7 +24,8 @@ def plain(self: Layer, x: Tensor, cache: GraphCache) -> Any:
 
 def cached(self: Layer, x: Tensor, cache: GraphCache) -> Any:
     states = x.reshape(1, 1, -1, 8)
-    cache.context.present[int(self.layer_idx)] = cache.update(states, states, self.layer_idx)
+    for part, tensor in zip(PARTS, cache.update(states, states, self.layer_idx), strict=True):
+        cache.context.leave(self.layer_idx, part, tensor)
     return plain(self, x, cache)
 
 
@@ -43,8 +45,8 @@ class Layer(nn.Module):
 
 def context(cached_layers: tuple[int, ...] = ()) -> StepContext:
     past = torch.zeros(1, 1, PAST, 8)
-    shapes = dict.fromkeys(cached_layers, ((1, 8), (1, 8)))
-    return StepContext(shapes, lambda layer: (past, past), PAST, PAST + 2)
+    states = {n: tuple(State(n, part, (1, None, 8), "float32") for part in PARTS) for n in cached_layers}
+    return StepContext(states, lambda layer: (past, past), PAST, PAST + 2)
 
 
 def run(layers: list[Layer], cached_layers: tuple[int, ...] = (), masks: list[Any] | None = None) -> list[int]:

@@ -28,6 +28,8 @@ EXPERTS = re.compile(r"(^|\.)experts\.(\d+\.)*\w+(\.weight)?$")
 CROSS = re.compile(r"(^|\.)(encoder_attn|crossattention|cross_attn|EncDecAttention|encoder_decoder_attention)\.")
 """Weights of a decoder's attention to an encoder, by the names that authors give it."""
 RECURRENT = re.compile(r"_is_stateful = True|\.update_(conv|recurrent)_state\(")
+SCANS = re.compile(r"\breturn_(last_state|final_states): bool")
+"""An argument of selective scans, which can be cast (see `dialects.scan`)."""
 INDEXED = re.compile(r"\.update_indexer\(|store_compression_weights")
 OWN_CACHE = re.compile(r"^class \w+Cache\(", re.MULTILINE)
 COMPLEX = re.compile(r"torch\.(view_as_complex|polar)\(")
@@ -133,7 +135,7 @@ def _missing_states(source: str, config: Mapping[str, Any]) -> Iterator[str]:
     later = "which cannot be cast yet"
     kinds = config.get("layer_types")
     plain = isinstance(kinds, list) and PLAIN_LAYERS.issuperset(kinds)
-    if RECURRENT.search(source) and not plain:
+    if RECURRENT.search(source) and not SCANS.search(source) and not plain:
         yield f"its layers keep convolution or recurrent states from token to token, {later}; choose another model"
     if INDEXED.search(source):
         yield f"its layers keep an index of their keys, {later}; choose another model"
@@ -141,5 +143,5 @@ def _missing_states(source: str, config: Mapping[str, Any]) -> Iterator[str]:
         yield f"it keeps a cache of its own kind, {later}; choose another model"
     if COMPLEX.search(source):
         yield f"its positions are complex numbers, which ONNX has no type for and {later}; choose another model"
-    if source and "past_key_values" not in source:
+    if source and not any(name in source for name in ("past_key_values", "cache_params")):
         yield f"it keeps no keys and values from token to token, {later}; choose another model"

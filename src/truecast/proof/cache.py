@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +26,7 @@ from truecast.calibration.cache import LARGEST, calibrated_scales, squared_error
 from truecast.calibration.caching import FROM_PROSE, OWN, SETTING
 from truecast.calibration.prose import PROSE
 from truecast.calibration.stored_scales import by_layer, spread
+from truecast.proof.author_states import states_of
 from truecast.proof.cuts import tapped
 from truecast.proof.feeds import run_feeds
 from truecast.proof.float_cache import ATTENTION, PAST, PRESENT, SCALES
@@ -36,7 +36,7 @@ from truecast.proof.points import Point
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import RUN_ERRORS, session_of
 from truecast.proof.tally import Worst, broken, check, counted, reported
-from truecast.runtime.cache import cache_tensors
+from truecast.runtime.cache import cache_tensors, empty_state
 from truecast.states import PARTS, StateTensor
 from truecast.weights.cache import layer_of
 
@@ -175,8 +175,9 @@ def _author_cache(reference: Reference, tokens: Array, first: int = 0) -> list[t
     cache = reference.new_cache()
     where = np.broadcast_to(first + np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
     reference.step(cache, tokens, np.ones_like(tokens), np.ascontiguousarray(where), 1)
-    layers: list[Any] = list(cache.layers)
-    return [(layer.keys.float().numpy(), layer.values.float().numpy()) for layer in layers]
+    held = {(state.layer, state.part): tensor.float().numpy() for state, tensor in states_of(cache).items()}
+    layers = sorted({layer for layer, _ in held})
+    return [(held[layer, "key"], held[layer, "value"]) for layer in layers]
 
 
 # Operators ----------------------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def _runs(
     constants = {n: v.const_value.numpy() for n, v in wanted.items() if n and v.const_value is not None}
     session = session_of(tapped(model, names), folder)
     tensors = cache_tensors(info)
-    past = {tensor.past: tensor.empty(point.batch, 0) for tensor in tensors}
+    past = {tensor.past: empty_state(tensor, point.batch, 0) for tensor in tensors}
     taken = {value.name for value in session.get_inputs()}
     for run in point.runs():
         fed = {name: array for name, array in run_feeds(info, point, run).items() if name in taken} | past

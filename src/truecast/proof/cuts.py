@@ -19,7 +19,8 @@ from truecast.proof.feeds import run_feeds
 from truecast.proof.operators import Array
 from truecast.proof.points import Point
 from truecast.proof.recording import AttentionRecord, Recording
-from truecast.states import PARTS, StateTensor
+from truecast.runtime.cache import cache_tensors, empty_state
+from truecast.states import StateTensor
 
 GIVEN = "given:"
 """Prefix of the inputs that replace cut values."""
@@ -169,29 +170,15 @@ def fitted(array: Array, shape: Sequence[int], like: Array) -> Array | None:
 
 
 def feeds(
-    model: ir.Model, info: GraphInfo, point: Point, run_number: int, past: Sequence[tuple[Array, Array]]
+    model: ir.Model, info: GraphInfo, point: Point, run_number: int, past: Mapping[StateTensor, Array]
 ) -> dict[str, Any]:
     """Everything the graph takes for one run of a point, with the reference's cache; logits of every position."""
     fed = run_feeds(info, point, list(point.runs())[run_number])
-    for tensor in info.inputs:
-        if (state := StateTensor.named(tensor.name)) is not None:
-            part = PARTS.index(state.part)
-            fed[tensor.name] = _past(tensor.shape, np.dtype(tensor.dtype), past, state.layer, bool(part), point.batch)
+    for state in cache_tensors(info):
+        held = past.get(StateTensor(state.layer, state.part))
+        fed[state.past] = empty_state(state, point.batch, 0) if held is None else held.astype(state.dtype)
     taken = {value.name for value in model.graph.inputs}
     return {name: array for name, array in fed.items() if name in taken}
-
-
-def _past(
-    shape: Sequence[int | str],
-    dtype: np.dtype[Any],
-    past: Sequence[tuple[Array, Array]],
-    layer: int,
-    value: bool,
-    batch: int,
-) -> Array:
-    if layer < len(past):
-        return past[layer][int(value)].astype(dtype)
-    return np.zeros((batch, int(shape[1]), 0, int(shape[3])), dtype)
 
 
 def tapped(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -21,6 +20,7 @@ import psutil
 import torch
 
 from truecast.artifact import Check
+from truecast.proof.author_states import AuthorStates, fill, states_of
 from truecast.proof.measures import largest_gap
 from truecast.proof.operators import Array
 from truecast.proof.parity import NOISE_FACTOR, RELATIVE, SPARE, TIER, Subject
@@ -30,7 +30,7 @@ from truecast.proof.sessions import RUN_ERRORS
 from truecast.proof.tally import Worst, broken, check, reason
 from truecast.runtime.cache import KeyValueCache, SharedCache, cache_tensors
 from truecast.runtime.decoder import Decoder
-from truecast.states import PARTS
+from truecast.states import PARTS, StateTensor
 
 TEXT = 64
 """Tokens whose keys and values are repeated."""
@@ -40,18 +40,16 @@ SHARE = 0.25
 """Of the free memory that the keys and values of a whole context may take; both sides hold them, one after the other,
 and the author's code copies those of a layer at every step."""
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
-
 
 @dataclass(frozen=True)
 class _Ending:
     """The runs at the end: `ids` [1, total] are their tokens, `held` positions come before them, `first` is the
-    position id of the first new token, and `layers` are the keys and values to repeat."""
+    position id of the first new token, and `states` are those behind the text, of which what grows is repeated."""
 
     ids: Array
     held: int
     first: int
-    layers: Layers
+    states: AuthorStates
 
     def runs(self) -> Iterator[tuple[Array, Array, Array]]:
         """Token ids, mask and position ids of each run."""
@@ -62,8 +60,11 @@ class _Ending:
             yield self.ids[:, start:stop], mask, np.arange(self.first + start, self.first + stop)[None]
             start = stop
 
-    def filled(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Keys or values [1, heads, held, width]."""
+    def filled(self, state: StateTensor) -> torch.Tensor:
+        """Keys or values [1, heads, held, width]; a state of another kind as it is behind the text."""
+        tensor = self.states[state]
+        if state.part not in PARTS:
+            return tensor
         times = -(-self.held // tensor.shape[2])
         return tensor.repeat(1, 1, times, 1)[:, :, : self.held]
 
@@ -77,12 +78,14 @@ def ending_checks(
     name = f"{subject.name} at the end of the context"
     numbers = np.random.default_rng(SEED)
     ids = numbers.integers(0, vocabulary, (1, TEXT + sum(PIECES)), dtype=np.int64)
-    layers = _layers(reference, ids[:, :TEXT])
-    whole = _fits(layers, context)
+    states = _behind(reference, ids[:, :TEXT])
+    if not any(state.part in PARTS for state in states):  # nothing that could come to an end
+        return []
+    whole = _fits(states, context)
     if not whole and not subject.decoder.takes_positions:
         return []
     first = context - sum(PIECES)
-    ending = _Ending(ids[:, TEXT:], first if whole else TEXT, first, layers)
+    ending = _Ending(ids[:, TEXT:], first if whole else TEXT, first, states)
     what = f"behind {first} repeated keys" if whole else f"with position ids from {first} behind {TEXT} tokens"
     try:
         return [_compared(reference, subject, ending, name, f"{sum(PIECES)} positions {what}")]
@@ -120,25 +123,23 @@ def _noise(reference: Reference, ending: _Ending, wanted: list[Array], number: i
     return largest_gap(wanted[number], wide[number], np.ones(wide[number].shape[:2], np.bool_)).error
 
 
-def _layers(reference: Reference, ids: Array) -> Layers:
-    """The author's keys and values of a text."""
+def _behind(reference: Reference, ids: Array) -> AuthorStates:
+    """The author's states behind a text."""
     reference.reset()
     cache = reference.new_cache()
     reference.step(cache, ids, np.ones_like(ids), np.arange(ids.shape[1])[None], 1)
-    layers: list[Any] = list(cache.layers)
-    return [(layer.keys, layer.values) for layer in layers]
+    return states_of(cache)
 
 
-def _fits(layers: Layers, context: int) -> bool:
-    widths = sum(tensor.shape[1] * tensor.shape[3] for pair in layers for tensor in pair)
+def _fits(states: AuthorStates, context: int) -> bool:
+    widths = sum(held.shape[1] * held.shape[3] for state, held in states.items() if state.part in PARTS)
     return bool(4 * widths * context <= SHARE * psutil.virtual_memory().available)
 
 
 def _author(reference: Reference, ending: _Ending, dtype: torch.dtype = torch.float32) -> Iterator[Array]:
     reference.reset()
     cache = reference.new_cache()
-    for index, (keys, values) in enumerate(ending.layers):
-        cache.update(ending.filled(keys.to(dtype)), ending.filled(values.to(dtype)), index)
+    fill(cache, {state: ending.filled(state).to(dtype) for state in ending.states})
     for ids, mask, positions in ending.runs():
         yield reference.step(cache, ids, mask, positions)
 
@@ -157,11 +158,11 @@ def _fill(decoder: Decoder, cache: KeyValueCache, ending: _Ending) -> list[ort.O
     views = cache.held() if isinstance(cache, SharedCache) else {}
     kept = []
     for tensor in cache_tensors(decoder.info):
-        repeated = ending.layers[tensor.layer][PARTS.index(tensor.part)]
+        state = StateTensor(tensor.layer, tensor.part)
         if tensor.past in views:
-            _repeat(repeated.numpy(), views[tensor.past])
+            _repeat(ending.states[state].numpy(), views[tensor.past])
             continue
-        array = ending.filled(repeated).numpy()
+        array = ending.filled(state).numpy()
         kept.append(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array.astype(tensor.dtype))))
         cache.binding.bind_ortvalue_input(tensor.past, kept[-1])
     return kept

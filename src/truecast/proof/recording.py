@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from truecast.proof.author_states import states_of
 from truecast.proof.operators import Array
 from truecast.proof.points import Point
 from truecast.proof.reference import Reference
 from truecast.runtime.decoder import positions
+from truecast.states import StateTensor
 
 WATCHED = "truecast-watched"
 """The name of the watching attention function while a recording runs."""
@@ -49,7 +51,7 @@ class Recording:
     inputs: dict[str, Array] = field(default_factory=dict)
     outputs: dict[str, Array] = field(default_factory=dict)
     attention: list[AttentionRecord] = field(default_factory=list)
-    past: list[tuple[Array, Array]] = field(default_factory=list)
+    past: dict[StateTensor, Array] = field(default_factory=dict)
 
 
 def record(reference: Reference, point: Point, run_number: int) -> Recording:
@@ -63,16 +65,11 @@ def record(reference: Reference, point: Point, run_number: int) -> Recording:
         if number < run_number:
             reference.step(*arguments, 1)
             continue
-        recording.past = _contents(cache)
+        recording.past = {tensor: held.numpy().copy() for tensor, held in states_of(cache).items()}
         with _watched(reference.model, recording):
             reference.step(*arguments, 0)
         return recording
     raise ValueError(f"{point.name} has no run {run_number}")
-
-
-def _contents(cache: DynamicCache) -> list[tuple[Array, Array]]:
-    layers: list[Any] = list(cache.layers)
-    return [(layer.keys.numpy().copy(), layer.values.numpy().copy()) for layer in layers if layer.is_initialized]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from truecast.checkpoint.divisions import activation_scales
@@ -198,12 +199,16 @@ class Reference:
         self.fresh.restore()
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache."""
-        return DynamicCache()
+        """An empty cache: as the author's configuration has it where layers keep more than keys and values."""
+        cache = DynamicCache(config=self.model.config)
+        recurs = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+        return cache if recurs else DynamicCache()
 
     @torch.no_grad()
     def step(self, cache: DynamicCache, ids: Array, mask: Array, positions: Array, keep: int = 0) -> Array:
         """Logits of the last `keep` positions (0: of all), [batch, keep, vocab], after what the cache holds.
+
+        Several positions behind a recurrent state are run one by one: the authors' code for several begins anew.
 
         Args:
             cache: moved on by this call.
@@ -212,9 +217,17 @@ class Reference:
             positions: int64 [batch, new].
             keep: how many positions.
         """
+        if ids.shape[1] > 1 and _has_state(cache):
+            runs = [slice(index, index + 1) for index in range(ids.shape[1])]
+            ends = range(mask.shape[1] - len(runs) + 1, mask.shape[1] + 1)
+            each = [self.step(cache, ids[:, s], mask[:, :e], positions[:, s]) for s, e in zip(runs, ends, strict=True)]
+            return np.concatenate(each, 1)[:, -keep:]
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         taken = inspect.signature(self.model.forward).parameters
-        options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        name = "past_key_values" if "past_key_values" in taken or "cache_params" not in taken else "cache_params"
+        options: dict[str, Any] = {name: cache, "use_cache": True}
+        if name == "cache_params":  # such a model's layers look at no other position, nor at masks of others
+            inputs["attention_mask"] = mask[:, -ids.shape[1] :]
         if "logits_to_keep" in taken:
             options["logits_to_keep"] = keep
         tensors = {name: _tensor(array) for name, array in inputs.items() if name in taken}
@@ -235,6 +248,12 @@ class Reference:
             masks["eager"] = author
             nn.Module.to(self.model, torch.float32)
             self.reset()
+
+
+def _has_state(cache: DynamicCache) -> bool:
+    """Whether a layer holds a recurrent state."""
+    layers = (layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin))
+    return any(any(layer.has_previous_state.values()) for layer in layers)
 
 
 HIDDEN = -1e30

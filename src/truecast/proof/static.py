@@ -16,6 +16,7 @@ from truecast.dialects import dialect
 from truecast.proof.experts import rounds
 from truecast.proof.tally import broken, check, counted
 from truecast.runtime.providers import ASSIGNMENT_KEY, LOAD_ERRORS, PAIRED_KEY, session_options
+from truecast.states import PARTS, StateTensor, is_past
 from truecast.trace.capture import BATCH, NEW, PAST
 
 TIER = "static"
@@ -30,8 +31,8 @@ SYMBOLS: Mapping[str, tuple[str, ...]] = {
     "attention_mask": ("batch_size", "total_sequence_length"),
     "position_ids": ("batch_size", "sequence_length"),
 }
-CACHE_LENGTHS = {"past_key_values.": "past_sequence_length", "present.": "total_sequence_length"}
-"""The names that other loaders look for."""
+CACHE_LENGTHS = ("total_sequence_length", "past_sequence_length")
+"""What the growing axis of keys and values is called, in outputs and in inputs: names that other loaders look for."""
 
 TRACE_SIZES = frozenset({NEW, PAST, NEW + PAST, BATCH * NEW, BATCH * PAST, BATCH * (NEW + PAST)})
 """Sizes of the trace: unlikely in a model, so that one of them in a shape is probably a baked-in axis."""
@@ -107,27 +108,25 @@ def _axis_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
         name = value.name or ""
         if name in SYMBOLS and tuple(dims(value)) != SYMBOLS[name]:
             yield f"{name} is {dims(value)}, not {list(SYMBOLS[name])}"
-        elif name not in SYMBOLS and not name.startswith("past_key_values.") and name not in optional:
+        elif name not in SYMBOLS and StateTensor.named(name) is None and name not in optional:
             yield f"the contract has no input {name}"
     for value in (*model.graph.inputs, *model.graph.outputs):
-        length = next((s for prefix, s in CACHE_LENGTHS.items() if (value.name or "").startswith(prefix)), None)
-        if length is not None:
-            yield from _cache_faults(value, length)
+        if (state := StateTensor.named(value.name)) is not None:
+            yield from _state_faults(value, state)
     logits = dims(model.graph.outputs[0])
     vocabulary = manifest.graph.vocab_size
     if len(logits) != 3 or logits[0] != "batch_size" or logits[2] != vocabulary or logits[1] in TRACE_SIZES | {BATCH}:
         yield f"{model.graph.outputs[0].name} is {logits}"
 
 
-def _cache_faults(value: ir.Value, length: str) -> Iterator[str]:
-    sizes = dims(value)
-    if (
-        len(sizes) != 4
-        or sizes[0] != "batch_size"
-        or sizes[2] != length
-        or not all(isinstance(d, int) for d in sizes[1::2])
-    ):
-        yield f"{value.name} is {sizes}, not [batch_size, heads, {length}, width]"
+def _state_faults(value: ir.Value, state: StateTensor) -> Iterator[str]:
+    """Keys and values have one more axis that is free; everything else keeps its size."""
+    sizes, length = dims(value), CACHE_LENGTHS[is_past(value.name)]
+    free = ["batch_size", None, length, None] if state.part in PARTS else ["batch_size"]
+    named = [size if isinstance(size, str) else None for size in sizes]
+    if None in sizes or named != free + [None] * (len(sizes) - len(free)):
+        wanted = f"[batch_size, heads, {length}, width]" if state.part in PARTS else "[batch_size] and fixed sizes"
+        yield f"{value.name} is {sizes}, not {wanted}"
 
 
 def _literals(model: ir.Model, config: Mapping[str, Any]) -> Iterator[str]:

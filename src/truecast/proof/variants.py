@@ -21,7 +21,7 @@ from truecast.proof.points import Point
 from truecast.proof.reference import Reference
 from truecast.proof.sessions import RUN_ERRORS, open_decoder
 from truecast.proof.tally import Worst, broken, check
-from truecast.runtime.cache import cache_tensors
+from truecast.runtime.cache import cache_tensors, empty_state
 from truecast.runtime.decoder import KEEP_NAME, Decoder
 
 INT8_RELATIVE = 2e-2
@@ -101,7 +101,7 @@ def _same(name: str, decoder: Decoder, other: Iterator[Array], point: Point, lim
 def plain_logits(decoder: Decoder, point: Point, keep: int | None = 0) -> Iterator[Array]:
     """Logits of a point with past and present as ordinary arrays; `keep` None leaves their number to the graph."""
     tensors = cache_tensors(decoder.info)
-    past = {tensor.past: tensor.empty(point.batch, 0) for tensor in tensors}
+    past = {tensor.past: empty_state(tensor, point.batch, 0) for tensor in tensors}
     outputs = [value.name for value in decoder.session.get_outputs()]
     taken = {value.name for value in decoder.session.get_inputs()}
     for run in point.runs():

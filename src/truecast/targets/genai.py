@@ -20,7 +20,7 @@ from typing import Any
 
 from truecast.artifact import CacheInfo, GraphInfo, TensorInfo
 from truecast.errors import InputError
-from truecast.states import PARTS, is_past, patterns
+from truecast.states import NAMES, PARTS, is_past
 from truecast.targets.model import Padding, Target
 
 CONFIG_NAME = "genai_config.json"
@@ -156,11 +156,11 @@ def _decoder(config: Mapping[str, Any], graph: GraphInfo, layers: int) -> dict[s
         "session_options": {"provider_options": []},
         "inputs": {
             **inputs,
-            **{f"past_{part}_names": patterns(part)[0] for part in PARTS},
+            **{f"past_{part}_names": NAMES[part][0] for part in PARTS},
         },
         "outputs": {
             "logits": "logits",
-            **{f"present_{part}_names": patterns(part)[1] for part in PARTS},
+            **{f"present_{part}_names": NAMES[part][1] for part in PARTS},
         },
     }
 
@@ -207,4 +207,5 @@ GENAI = Target(
     position_ids=False,
     single_logits=True,
     write_side_files=write_side_files,
+    states=frozenset(PARTS),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from truecast.artifact import GraphInfo
+from truecast.states import NAMES
 
 
 class Padding(StrEnum):
@@ -37,7 +38,8 @@ class Target:
     `dialect` names the operators the graph may use; `position_ids` says whether they are an input. With
     `single_logits` the output `logits` is declared [batch, 1, vocab] and is taken, by default, at the last position
     whose mask is 1 in every row; without, the middle dimension has a name and the last position is taken. `opsets` are
-    those a user may choose from; without any the dialect's own is used.
+    those a user may choose from; without any the dialect's own is used. `states` are the parts of states (see
+    `truecast.states`) that its runtime carries from step to step.
     """
 
     name: str
@@ -48,3 +50,4 @@ class Target:
     single_logits: bool
     write_side_files: SideFileWriter
     opsets: tuple[int, ...] = ()
+    states: frozenset[str] = frozenset(NAMES)

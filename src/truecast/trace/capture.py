@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 
 from truecast.errors import InputError
-from truecast.states import PARTS, StateTensor
+from truecast.states import PARTS, State, StateTensor
 from truecast.trace.layers import DOMAIN
 from truecast.trace.masked_rows import masked_rows
 from truecast.trace.skeleton import fake_tensors
@@ -30,24 +30,23 @@ BATCH, NEW, PAST = 3, 17, 11
 """Sizes during the trace: unusual and different, so that one baked into the graph is easy to see."""
 INPUTS = ("input_ids", "attention_mask", "position_ids", "past_probe")
 PAST_NODE = "Past"
-"""Abstract operator whose outputs are a layer's past key and value: cheaper to trace than two inputs per layer."""
+"""Abstract operator whose outputs are a layer's past: cheaper to trace than an input for each of its tensors."""
 WRAPPER = "decoder."
 """Prefix of every parameter's name inside the step module."""
 
 
-def capture(step: nn.Module, cached: Callable[[], Sequence[int]], opset: int, positions: int | None = None) -> ir.Model:
+def capture(step: nn.Module, left: Callable[[], Sequence[str]], opset: int, positions: int | None = None) -> ir.Model:
     """The graph of one decoding step; initializers are named after the author's parameters and hold no data.
 
-    `step(input_ids, attention_mask, position_ids, past_probe)` returns logits and, flat, the present key and value of
-    the layers that `cached()` names afterwards; `past_probe` has the length of the past and is not read. `positions`
-    is how many the model was made for.
+    `step(input_ids, attention_mask, position_ids, past_probe)` returns logits and the tensors of states whose names
+    `left()` tells afterwards; `past_probe` has the length of the past and is not read. `positions` is how many the
+    model was made for.
     """
     with fake_tensors(), torch.no_grad():
         program = _export(step)
     _require_dynamic(program, positions)
     _require_all_lengths(program, positions)
-    outputs = ["logits", *(StateTensor(layer, part).present for layer in cached() for part in PARTS)]
-    graph = to_onnx(program, INPUTS, outputs, opset)
+    graph = to_onnx(program, INPUTS, ["logits", *left()], opset)
     forget_weights(graph, step, WRAPPER)
     _past_inputs(graph.graph)
     return graph
@@ -68,18 +67,20 @@ def _past_inputs(graph: ir.Graph) -> None:
     pasts = {node.attributes["layer"].as_int(): node for node in graph if node.op_type == PAST_NODE}
     probe = graph.inputs.pop()
     for layer, node in sorted(pasts.items()):
-        for part, output in zip(PARTS, node.outputs, strict=True):
+        parts = node.attributes["parts"].as_string().split()
+        for part, output in zip(parts, node.outputs, strict=True):
             value = ir.Value(name=StateTensor(layer, part).past, shape=output.shape, type=output.type)
             graph.inputs.append(value)
             ir.convenience.replace_all_uses_with(output, value)
         graph.remove(node, safe=True)
-    _measure_past(probe, graph.inputs[-1])
+    growing = [value for value in graph.inputs if (s := StateTensor.named(value.name)) is not None and s.part in PARTS]
+    _measure_past(probe, growing[-1] if growing else None)
 
 
-def _measure_past(probe: ir.Value, past: ir.Value) -> None:
-    """Whoever asks for the probe's length gets that of the last layer's past."""
+def _measure_past(probe: ir.Value, past: ir.Value | None) -> None:
+    """Whoever asks for the probe's length gets that of the last layer's keys or values."""
     for node, _ in list(probe.uses()):
-        assert node.op_type == "Shape", f"{node.op_type} reads the probe of the past's length"
+        assert node.op_type == "Shape" and past is not None, f"{node.op_type} reads the probe of the past's length"
         node.replace_input_with(0, past)
         node.attributes.add(ir.AttrInt64("start", 2))
         node.attributes.add(ir.AttrInt64("end", 3))
@@ -100,17 +101,17 @@ def array_of(tensor: Tensor) -> NDArray[Any]:
     return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
 
 
-def past_of(layer: int, shape: Any, probe: Tensor, dtype: torch.dtype, batch: int) -> tuple[Tensor, Tensor]:
-    """A layer's past key and value under the trace, [batch, heads, past, width]; `shape` as in a recorded cache."""
-    key, value = torch.onnx.ops.symbolic_multi_out(
+def past_of(states: Sequence[State], probe: Tensor, batch: int) -> list[Tensor]:
+    """The past of a layer with these states under the trace, as long as the probe where it grows."""
+    outputs = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::{PAST_NODE}",
         [probe],
-        {"layer": layer},
-        dtypes=[dtype, dtype],
-        shapes=[[batch, heads, probe.shape[0], width] for heads, width in shape],
+        {"layer": states[0].layer, "parts": " ".join(state.part for state in states)},
+        dtypes=[getattr(torch, state.dtype) for state in states],
+        shapes=[state.shape(batch, probe.shape[0]) for state in states],
         version=1,
     )
-    return key, value
+    return list(outputs)
 
 
 def _export(step: nn.Module) -> ExportedProgram:

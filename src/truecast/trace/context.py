@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import SymInt, Tensor
 
-CacheShape = tuple[tuple[int, int], tuple[int, int]]
-"""(heads, width) of a layer's key and of its value."""
+from truecast.states import State, StateTensor
+
+States = Mapping[int, tuple[State, ...]]
+"""The tensors that each layer with a state carries, by its number."""
 
 
 class LeafMismatch(Exception):  # noqa: N818 - a signal between two ways of tracing, not a user's error
@@ -26,27 +28,41 @@ class CausalMask:
 class StepContext:
     """The tensors of one decoding step, and what each layer left behind.
 
-    `past` and `present` map a layer's number to its key and value, [batch, kv_heads, length, head_dim]; a past is made
-    by `make_past` when a layer first asks for it. `shapes` holds (heads, width) of key and value of every layer that
-    has a cache. `total` is the length of past and new together. `last_position`, `total_length` and `bias` are the
-    contract of the attention operator (see `AttentionCall`); they are None when attention is traced as it is.
+    `past` and `present` hold the tensors of states by the names of their ports, in the shapes that `states` says; those
+    of a layer's past are made by `make_past` when it first asks for one. `total` is the length of past and new
+    together. `last_position`, `total_length` and `bias` are the contract of the attention operator (see
+    `AttentionCall`); they are None when attention is traced as it is.
     """
 
-    shapes: Mapping[int, CacheShape]
-    make_past: Callable[[int], tuple[Tensor, Tensor]]
+    states: States
+    make_past: Callable[[int], Sequence[Tensor]]
     past_length: int | SymInt
     total: int | SymInt
     last_position: Tensor | None = None
     total_length: Tensor | None = None
     bias: Tensor | None = None
-    past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    past: dict[str, Tensor] = field(default_factory=dict)
+    present: dict[str, Tensor] = field(default_factory=dict)
 
-    def past_of(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The past key and value of a layer."""
-        if layer not in self.past:
-            self.past[layer] = self.make_past(layer)
-        return self.past[layer]
+    def pasts(self, layer: int) -> list[Tensor]:
+        """The past of a layer, in the order of its states; none for a layer without any."""
+        layer = int(layer)  # which may notice being computed with
+        states = self.states.get(layer, ())
+        if states and states[0].past not in self.past:
+            self.past.update(zip((state.past for state in states), self.make_past(layer), strict=True))
+        return [self.past[state.past] for state in states]
+
+    def past_of(self, layer: int, part: str) -> Tensor:
+        """One tensor of a layer's past."""
+        self.pasts(layer)
+        name = StateTensor(int(layer), part).past
+        if name not in self.past:
+            raise LeafMismatch(f"layer {layer} reads a past that a recording run does not have")
+        return self.past[name]
+
+    def leave(self, layer: int, part: str, tensor: Tensor) -> None:
+        """Takes one tensor of what a layer leaves behind."""
+        self.present[StateTensor(int(layer), part).present] = tensor
 
     def shared(self) -> list[Tensor]:
         """The tensors that every layer reads."""

@@ -7,6 +7,7 @@ Attention that the dialect's operator cannot do is traced in the author's own fo
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,18 +26,21 @@ from truecast.checkpoint.model import StoredTensor
 from truecast.checkpoint.tasks import FEATURES
 from truecast.dialects.model import Dialect
 from truecast.errors import InputError
+from truecast.trace.caches import GraphCache, RecordingCache, dtype_name
 from truecast.trace.capture import capture, past_of
 from truecast.trace.cleanup import clean
-from truecast.trace.context import LeafMismatch, StepContext
+from truecast.trace.context import LeafMismatch, States, StepContext
 from truecast.trace.conversion import as_parameters, checkpoint_renamer
 from truecast.trace.experts import ExpertsSeam, experts_seam
 from truecast.trace.explaining import NOT_YET, explained, trouble
 from truecast.trace.layers import DOMAIN, UnlikeLayersError, find_layers, traced_once
 from truecast.trace.leaves import lowered_leaves
+from truecast.trace.products import name_products
 from truecast.trace.remembered import results_not_kept
 from truecast.trace.repeatable import watched
 from truecast.trace.rotary import functional_frequencies, rotary_seam
-from truecast.trace.seams import AttentionSeam, GraphCache, RecordingCache, attention_seam
+from truecast.trace.scans import ScanSeam, scan_seam
+from truecast.trace.seams import AttentionSeam, attention_seam
 from truecast.trace.skeleton import (
     build_decoder,
     fake_tensors,
@@ -49,9 +53,9 @@ from truecast.trace.traced import Traced
 
 @dataclass(frozen=True, kw_only=True)
 class Trace(Traced):
-    """A traced decoder. `cache_shapes` maps a layer to (heads, width) of its key and value."""
+    """A traced decoder. `states` are the tensors that each layer with a state carries."""
 
-    cache_shapes: dict[int, tuple[tuple[int, int], tuple[int, int]]]
+    states: States
     padding: str
     in_place: bool
 
@@ -59,36 +63,30 @@ class Trace(Traced):
 class _Step(nn.Module):
     """One step of the decoder as a graph sees it."""
 
-    def __init__(self, model: PreTrainedModel, shapes: dict[int, Any], lowered: bool, padding: str) -> None:
+    def __init__(self, model: PreTrainedModel, states: States, lowered: bool, padding: str) -> None:
         super().__init__()
-        self.decoder, self.shapes, self.lowered, self.padding = model, shapes, lowered, padding
+        self.decoder, self.states, self.lowered, self.padding = model, states, lowered, padding
         self.stand_ins: Callable[[GraphCache], Any] = lambda cache: nullcontext()
-        self.seam: AttentionSeam | None = None
-        self.note: Callable[[list[int]], None] = lambda layers: None
+        self.seams: list[Any] = []
+        self.note: Callable[[list[str]], None] = lambda names: None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_probe: Tensor) -> Any:
-        batch, dtype = input_ids.shape[0], self.decoder.dtype
 
-        def make_past(layer: int) -> tuple[Tensor, Tensor]:
-            return past_of(layer, self.shapes[layer], past_probe, dtype, batch)
+        def make_past(layer: int) -> list[Tensor]:
+            return past_of(self.states[layer], past_probe, input_ids.shape[0])
 
-        context = StepContext(self.shapes, make_past, past_probe.shape[0], attention_mask.shape[1])
+        context = StepContext(self.states, make_past, past_probe.shape[0], attention_mask.shape[1])
         if self.lowered:
             self._contract(context, attention_mask, input_ids)
-        cache = GraphCache(context, max(self.shapes) + 1, self.lowered)
-        if self.seam is not None:
-            self.seam.cache = cache
+        cache = GraphCache(context, max(self.states) + 1, self.lowered)
+        for seam in self.seams:
+            seam.cache = cache
         with self.stand_ins(cache):
-            logits = self.decoder(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-        cached = sorted(context.present)
-        self.note(cached)
-        return logits.float(), [t for layer in cached for t in context.present[layer]]
+            logits = called(self.decoder, self.states, input_ids, attention_mask, position_ids, cache).logits
+        states = (state for layer in sorted(self.states) for state in self.states[layer])
+        left = [state.present for state in states if state.present in context.present]
+        self.note(left)
+        return logits.float(), [context.present[name] for name in left]
 
     def _contract(self, context: StepContext, mask: Tensor, ids: Tensor) -> None:
         """What the attention operator is told about the mask; `expand` turns it into standard operators."""
@@ -105,6 +103,21 @@ class _Step(nn.Module):
         context.bias = outputs[2] if self.padding == "any" else None
 
 
+def called(model: Any, states: States, ids: Tensor, mask: Tensor, positions: Tensor, cache: GraphCache) -> Any:
+    """What the author's model returns for one step, its cache under the name that the author gave it.
+
+    The mask is that of all positions, of the new ones only where no layer looks back at others.
+    """
+    taken = inspect.signature(model.forward).parameters
+    name = next((name for name in CACHE_NAMES if name in taken), CACHE_NAMES[0])
+    looks_back = any(state.grows for layer in states.values() for state in layer) or not states
+    mask = mask if looks_back else mask[:, mask.shape[1] - ids.shape[1] :]
+    where = {} if name != CACHE_NAMES[0] and "position_ids" not in taken else {"position_ids": positions}
+    return model(input_ids=ids, attention_mask=mask, use_cache=True, **where, **{name: cache})
+
+
+CACHE_NAMES = ("past_key_values", "cache_params")
+"""What authors call the cache among the arguments of a model."""
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 """What configurations call the number of positions (the last: MPT's and DBRX's)."""
 
@@ -132,8 +145,8 @@ def trace_decoder(
         model = build_decoder(config, dtype, trust_remote_code, scales)
     with experts_seam(model, dialect) as experts:
         with fake_tensors(), functional_frequencies(model):
-            shapes = _cache_shapes(model, config)
-        return _traced(model, shapes, dialect, padding, experts)
+            states = _states(model, config)
+        return _traced(model, states, dialect, padding, experts)
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
@@ -143,9 +156,7 @@ def positions_of(config: PreTrainedConfig) -> int | None:
     return next((int(value) for value in found if value), None)
 
 
-def _traced(
-    model: PreTrainedModel, shapes: dict[int, Any], dialect: Dialect, padding: str, experts: ExpertsSeam
-) -> Trace:
+def _traced(model: PreTrainedModel, states: States, dialect: Dialect, padding: str, experts: ExpertsSeam) -> Trace:
     """The first of the ways to trace that the model allows."""
     kind = model.config.model_type
     reasons: dict[str, str] = {}
@@ -154,7 +165,7 @@ def _traced(
             continue
         try:
             with _quiet():
-                return _trace(model, shapes, dialect, padding, lowered, once, reasons, experts)
+                return _trace(model, states, dialect, padding, lowered, once, reasons, experts)
         except UnlikeLayersError as reason:
             reasons["layers"] = str(reason)
         except LeafMismatch as reason:
@@ -183,33 +194,26 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _cache_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[int, Any]:
-    """(heads, width) of every layer's key and value, learned by running the model once under fake tensors."""
+def _states(model: PreTrainedModel, config: PreTrainedConfig) -> States:
+    """What every layer carries, learned by running the model once under fake tensors."""
     layers = config.get_text_config().num_hidden_layers
-    cache = RecordingCache(layers)
+    cache = RecordingCache(layers, dtype_name(model.dtype))
     ids = torch.zeros(2, 3, dtype=torch.long)
     logits: list[Tensor] = []
     refused = explained(f"{config.model_type!r} cannot be traced as a decoder")
     with refused, torch.no_grad(), _quiet(), watched(model, lambda: logits):
-        outputs = model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            position_ids=ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits.append(outputs.logits)
-    if not cache.shapes:
+        logits.append(called(model, {}, ids, torch.ones_like(ids), ids, cache).logits)
+    if not cache.states:
         raise InputError(
-            f"{config.model_type!r} keeps no key/value cache and cannot be cast as a decoder yet; "
+            f"{config.model_type!r} keeps nothing from token to token and cannot be cast as a decoder yet; "
             f"take it without its head, with --task {FEATURES}."
         )
-    return dict(sorted(cache.shapes.items()))
+    return cache.states
 
 
 def _trace(
     model: PreTrainedModel,
-    shapes: dict[int, Any],
+    states: States,
     dialect: Dialect,
     padding: str,
     lowered: bool,
@@ -217,32 +221,37 @@ def _trace(
     reasons: dict[str, str],
     experts: ExpertsSeam,
 ) -> Trace:
-    lowered = lowered and dialect.attention is not None
-    step = _Step(model, shapes, lowered, padding if lowered else "any").eval()
-    layers = find_layers(model, len(shapes)) if once else None
+    growing = {state.layer for layer in states.values() for state in layer if state.grows}
+    lowered = lowered and dialect.attention is not None and bool(growing)
+    step = _Step(model, states, lowered, padding if lowered else "any").eval()
+    layers = find_layers(model, len(states)) if once else None
     with ExitStack() as stack:
         stack.enter_context(results_not_kept(model))
         if lowered:
             assert dialect.attention is not None
-            step.seam = AttentionSeam(dialect.attention, _disable_current_modes)
-            stack.enter_context(attention_seam(model, step.seam))
+            attention = AttentionSeam(dialect.attention, _disable_current_modes)
+            step.seams.append(attention)
+            stack.enter_context(attention_seam(model, attention))
+        scans = ScanSeam(_disable_current_modes)
+        step.seams.append(scans)
+        stack.enter_context(scan_seam(model, scans))
         stack.enter_context(functional_frequencies(model))
         rotary = stack.enter_context(rotary_seam(model, dialect.rotary))
         counts = stack.enter_context(lowered_leaves(model, dialect))
         if layers is not None:
             step.stand_ins = lambda cache: traced_once(layers[1], cache)
-        noted: list[list[int]] = []  # not an attribute of the step: torch.export puts those back
+        noted: list[list[str]] = []  # not an attribute of the step: torch.export puts those back
         step.note = noted.append
         graph = capture(step, lambda: noted[-1], dialect.opset, positions_of(model.config))
         counts = Counter(counts) + experts.counts
     reasons = reasons | experts.reasons
-    return _finish(model, graph, shapes, counts, reasons, step, layers, any(seam.calls for seam in rotary))
+    return _finish(model, graph, states, counts, reasons, step, layers, any(seam.calls for seam in rotary))
 
 
 def _finish(
     model: PreTrainedModel,
     graph: ir.Model,
-    shapes: dict[int, Any],
+    states: States,
     counts: Counter[str],
     reasons: dict[str, str],
     step: _Step,
@@ -250,6 +259,7 @@ def _finish(
     rotary: bool,
 ) -> Trace:
     clean(graph)
+    counts["linear"] += name_products(graph.graph, model)
     if layers is not None:
         stamp(graph, layers[0])
         clean(graph)
@@ -264,12 +274,12 @@ def _finish(
     names = {id(module): name for name, module in model.named_modules()}
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if step.lowered:
-        counts["attention"] = len(shapes)
+        counts["attention"] = sum(any(state.grows for state in layer) for layer in states.values())
     if rotary:
         counts["rotary"] = sum(node.op_type == "Rotary" for node in graph.graph)
     return Trace(
         model=graph,
-        cache_shapes=shapes,
+        states=states,
         buffers=dict(real_buffers(model, missing)),
         parameters={**parameters, **persistent},
         tied=tied_names(model),

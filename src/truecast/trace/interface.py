@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from truecast.dialects.expand import NodeWriter
-from truecast.states import PARTS, StateTensor, is_past
+from truecast.states import StateTensor, is_past
 from truecast.trace.cleanup import forget_inner_shapes
 from truecast.trace.decoder import Trace
 
@@ -35,11 +35,11 @@ def apply_interface(trace: Trace, single_logits: bool) -> None:
             graph.inputs.remove(value)
         elif value.name in INPUT_DIMS:
             value.shape = ir.Shape(INPUT_DIMS[value.name])
+    states = {state.past: state for states in trace.states.values() for state in states}
     for value in (*graph.inputs, *graph.outputs):
         if (tensor := StateTensor.named(value.name)) is not None:
-            heads, width = trace.cache_shapes[tensor.layer][PARTS.index(tensor.part)]
             length = "past_sequence_length" if is_past(value.name) else "total_sequence_length"
-            value.shape = ir.Shape(["batch_size", heads, length, width])
+            value.shape = ir.Shape(states[tensor.past].shape("batch_size", length))
     forget_inner_shapes(graph)
 
 

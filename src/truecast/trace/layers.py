@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from truecast.dialects.probe import structure
+from truecast.trace.caches import GraphCache
 from truecast.trace.context import StepContext
-from truecast.trace.seams import GraphCache
 
 DOMAIN = "truecast"
 ENTER, EXIT, LAYER = "Enter", "Exit", "Layer"
@@ -74,12 +74,12 @@ def mark(kind: str, inputs: Sequence[Tensor], attributes: Mapping[str, int], lik
 
 @dataclass(frozen=True)
 class _Kind:
-    """The first layer of a kind: its number, and what it returned."""
+    """The first layer of a kind: its number, what it returned, and the parts of its state."""
 
     index: int
     outputs: list[Tensor]
     spec: Any
-    has_cache: bool
+    parts: tuple[str, ...]
 
 
 class LayerTracer:
@@ -101,32 +101,31 @@ class LayerTracer:
         kind = self.kinds.get(key)
         if kind is None:
             return self._run(index, key, leaves, spec, inputs)
-        if kind.has_cache != (index in context.shapes):
+        if kind.parts != _parts(context, index):
             raise UnlikeLayersError("layers built alike use the cache differently")
         outputs = mark(LAYER, inputs, {"layer": index, "like": kind.index}, kind.outputs)
         return pytree.tree_unflatten(outputs, kind.spec)
 
     def _run(self, index: int, key: Any, leaves: list[Any], spec: Any, inputs: list[Tensor]) -> Any:
         context = self.cache.context
-        past = list(context.past_of(index)) if index in context.shapes else []
-        inputs = inputs + past
+        states = context.states.get(index, ())
+        inputs = inputs + context.pasts(index)
         entered = iter(mark(ENTER, inputs, {"layer": index}, inputs))
         leaves = [next(entered) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         inner = context.with_shared([next(entered) for _ in context.shared()])
-        rest = list(entered)
-        inner.past = {index: (rest[0], rest[1])} if rest else {}
+        inner.past = dict(zip((state.past for state in states), entered, strict=True))
         inner.present = {}
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         result = self._forward(index, inner, args, kwargs)
         outputs, out_spec = pytree.tree_flatten(result)
-        if not all(isinstance(x, Tensor) for x in outputs) or set(inner.present) != set(inner.past):
+        if not all(isinstance(x, Tensor) for x in outputs) or set(inner.present) != {s.present for s in states}:
             raise UnlikeLayersError("a layer returns or caches something of its own")
-        self.kinds[key] = _Kind(index, outputs, out_spec, bool(rest))
-        present = [x for pair in inner.present.values() for x in pair]
-        results = mark(EXIT, outputs + present, {"layer": index}, outputs + present)
-        if present:
-            context.present[index] = (results[-2], results[-1])
-        return pytree.tree_unflatten(results[: len(outputs)], out_spec)
+        self.kinds[key] = _Kind(index, outputs, out_spec, _parts(context, index))
+        outputs = outputs + [inner.present[state.present] for state in states]
+        results = mark(EXIT, outputs, {"layer": index}, outputs)
+        left = len(outputs) - len(states)
+        context.present.update(zip((state.present for state in states), results[left:], strict=True))
+        return pytree.tree_unflatten(results[:left], out_spec)
 
     def _forward(self, index: int, inner: StepContext, args: Any, kwargs: Any) -> Any:
         outer, self.cache.context = self.cache.context, inner
@@ -138,6 +137,11 @@ class LayerTracer:
         if any(number.used for number in numbers):
             raise UnlikeLayersError("a layer computes with its own number")
         return result
+
+
+def _parts(context: StepContext, index: int) -> tuple[str, ...]:
+    """The parts of a layer's state."""
+    return tuple(state.part for state in context.states.get(index, ()))
 
 
 def _comparable(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""transformers' own seams: its attention interface, its mask interface, and its cache.
+"""transformers' own seams: its attention interface and its mask interface.
 
 Data flow: the author's layer hands new keys and values to `GraphCache` → asks the mask seam for a mask and gets a
 `CausalMask` → calls the attention seam, which checks that keys, values and mask are the ones it knows, and emits the
@@ -16,89 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from truecast.dialects.model import AttentionCall, AttentionLowering
 from truecast.dialects.probe import PROBE_SEED, agrees, author_call
-from truecast.trace.context import CausalMask, LeafMismatch, StepContext
+from truecast.states import PARTS
+from truecast.trace.caches import GraphCache
+from truecast.trace.context import CausalMask, LeafMismatch
 
 SEAM = "truecast"
 """The name under which the seams are registered with transformers while a trace runs."""
 
 LARGE_POSITION = 1 << 18
 """Query position at which a mask function is probed: past any published attention window (2¹⁷ at most)."""
-
-
-class _GraphLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """One layer's cache: the past is a graph input, the present a graph output."""
-
-    is_sliding = False
-
-    def __init__(self, cache: GraphCache, index: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.cache, self.index = cache, index
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the past is there from the start."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The new states as they are when an operator will append them, otherwise past and new together."""
-        return self.cache.append(self.index, key_states, value_states)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[Any, int]:
-        """Length and offset of the keys."""
-        return self.cache.context.past_length + query_length, 0
-
-    def get_seq_length(self) -> Any:
-        """Length of the past."""
-        return self.cache.context.past_length
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-
-class GraphCache(Cache):
-    """transformers' cache, with the graph's inputs as the past.
-
-    With `append_in_operator`, keys and values pass through unchanged and are remembered, so that the attention seam can
-    tell whether the author changed them on the way.
-    """
-
-    def __init__(self, context: StepContext, layers: int, append_in_operator: bool) -> None:
-        self.context, self.append_in_operator = context, append_in_operator
-        self.handed_out: dict[int, tuple[Tensor, Tensor]] = {}
-        super().__init__(layers=[_GraphLayer(self, index) for index in range(layers)])
-
-    def append(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """See `_GraphLayer.update`."""
-        if self.append_in_operator:
-            self.handed_out[index] = (key, value)
-            return key, value
-        past_key, past_value = self.context.past_of(index)
-        present = (torch.cat([past_key, key], 2), torch.cat([past_value, value], 2))
-        self.context.present[index] = present
-        return present
-
-
-def _no_past(layer: int) -> tuple[Tensor, Tensor]:
-    raise LeafMismatch(f"layer {layer} reads a past that a recording run does not have")
-
-
-class RecordingCache(GraphCache):
-    """Notes the shapes of the keys and values that each layer stores; the past is empty."""
-
-    def __init__(self, layers: int) -> None:
-        super().__init__(StepContext({}, _no_past, 0, 0), layers, append_in_operator=True)
-        self.shapes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
-
-    def append(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Records (heads, width) of key and value."""
-        self.shapes[int(index)] = ((key.shape[1], key.shape[3]), (value.shape[1], value.shape[3]))
-        return key, value
 
 
 def causal_window(mask_function: Callable[..., Any]) -> CausalMask:
@@ -155,7 +86,7 @@ class AttentionSeam:
         index = self._layer(key, value)
         context = self.cache.context
         assert context.last_position is not None and context.total_length is not None
-        past_key, past_value = context.past_of(index)
+        past_key, past_value = (context.past_of(index, part) for part in PARTS)
         call = AttentionCall(
             query=query,
             key=key,
@@ -175,7 +106,8 @@ class AttentionSeam:
             raise LeafMismatch(reason)
         self._check(module, call, kwargs)
         output, *present = self.lowering.emit(call)
-        context.present[index] = (present[0], present[1])
+        for part, tensor in zip(PARTS, present, strict=True):
+            context.leave(index, part, tensor)
         return output, None
 
     def _layer(self, key: Tensor, value: Tensor) -> int:

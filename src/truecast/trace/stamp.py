@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from truecast.states import PARTS, StateTensor
+from truecast.states import StateTensor
 from truecast.trace.cleanup import replace
 from truecast.trace.layers import ENTER, EXIT, LAYER
 
 
 @dataclass(frozen=True)
 class _Body:
-    """The nodes of one traced layer, between its markers, in order."""
+    """The nodes of one traced layer, between its markers, in order; `parts` of its state end inputs and outputs."""
 
     nodes: list[ir.Node]
     inputs: list[ir.Value]
     outputs: list[ir.Value]
+    parts: list[str]
 
 
 def stamp(model: ir.Model, layers: str) -> None:
@@ -73,7 +74,9 @@ def _body(enter: ir.Node, leave: ir.Node, prefix: str) -> _Body:
     graph = leave.graph
     assert graph is not None
     nodes = [node for node in graph if own.get(node) or (node in own and _names_weight(node, prefix))]
-    return _Body(nodes, list(enter.outputs), [v for v in leave.inputs if v is not None])
+    pasts = (StateTensor.named(value.name) for value in enter.inputs if value is not None)
+    parts = [state.part for state in pasts if state is not None]
+    return _Body(nodes, list(enter.outputs), [v for v in leave.inputs if v is not None], parts)
 
 
 def _names_weight(node: ir.Node, prefix: str) -> bool:
@@ -84,7 +87,7 @@ def _copy(graph: ir.Graph, body: _Body, place: ir.Node, old: str, new: str) -> N
     """Copies the body in front of `place`, a Layer node, and lets the copies stand in for its outputs."""
     values: dict[ir.Value, ir.Value] = dict(zip(body.inputs, place.inputs))  # type: ignore[arg-type]  # noqa: B905
     index = place.attributes["layer"].as_int()
-    for part, past in zip(PARTS, body.inputs[len(place.inputs) :], strict=False):
+    for part, past in zip(body.parts, body.inputs[len(place.inputs) :], strict=True):
         values[past] = ir.Value(name=StateTensor(index, part).past, shape=past.shape, type=past.type)
         graph.inputs.append(values[past])
 
@@ -114,7 +117,7 @@ def _copy(graph: ir.Graph, body: _Body, place: ir.Node, old: str, new: str) -> N
     for result, replacement in zip(place.outputs, results):  # noqa: B905 - the rest is the present
         assert replacement is not None
         replace(result, replacement)
-    for part, present in zip(PARTS, results[len(place.outputs) :], strict=False):
+    for part, present in zip(body.parts, results[len(place.outputs) :], strict=True):
         assert present is not None
         present.name = StateTensor(index, part).present
         graph.outputs.append(present)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from truecast.dialects.expand import CONTRIB, NodeWriter
+from truecast.dialects.recurrence import expand_scan
 
 MASKED = {ir.DataType.FLOAT: 1e30, ir.DataType.FLOAT16: 3e4}
 """Subtracted from the scores of masked keys: beyond any score, and twice of it is still finite."""
@@ -23,13 +24,17 @@ def expand(model: ir.Model) -> None:
             _contract(node)
         elif node.op_type == "Rotary":
             _rotary(node, model.graph, tables, rows)
+        elif node.op_type == "SelectiveScan":
+            _take_over(node, expand_scan(node))
     model.graph.opset_imports[CONTRIB] = 1
 
 
 def _take_over(node: ir.Node, results: list[ir.Value]) -> None:
     for old, new in zip(node.outputs, results, strict=True):
         new.shape, new.type = old.shape, old.type
-        ir.convenience.replace_all_uses_with(old, new)
+        if old.is_graph_output():
+            new.name = old.name
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     assert node.graph is not None
     node.graph.remove(node, safe=True)
 
