@@ -22,7 +22,7 @@ from truecast.exporting import export
 from truecast.proof import verify
 from truecast.request import Request
 from truecast.request.checks import require_decoder
-from truecast.runtime.cache import cache_tensors
+from truecast.runtime.cache import cache_tensors, empty_state
 from truecast.runtime.decoder import Decoder
 from truecast.runtime.providers import PAIRED_KEY
 
@@ -136,7 +136,7 @@ def test_onnx_s_own_evaluator_gives_the_same_logits(artifact: Path, manifest: Ma
     decoder = Decoder.open(artifact, threads=1, exact=True)
     want = decoder.step(decoder.new_cache(2), ids, mask, keep=0)
     fed = {"input_ids": ids, "attention_mask": mask, "position_ids": np.array([[0, 1, 2], [0, 0, 1]])}
-    fed |= {tensor.past: tensor.empty(2, 0) for tensor in cache_tensors(manifest.graph)}
+    fed |= {tensor.past: empty_state(tensor, 2, 0) for tensor in cache_tensors(manifest.graph)}
     fed |= {"num_logits_to_keep": np.array(0)}
     (got,) = ReferenceEvaluator(onnx.load(artifact / "model.onnx")).run(["logits"], fed)
     real = mask == 1
