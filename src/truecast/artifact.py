@@ -60,11 +60,12 @@ class TensorInfo(_Record):
 
 
 class CacheInfo(_Record):
-    """The key/value cache of a decoder graph.
+    """What the layers of a decoder graph carry from step to step: keys and values, and other states.
 
-    `in_place`: past and present of one layer may be bound to one buffer. `layers` counts the cached layers. `dtype` is
-    that of its elements. A quantized cache has `bits` to a code, two codes of 4 bits to an element, and stands for
-    values of the dtype `stands_for`, in which attention computes; both are None for floats.
+    `in_place`: keys and values of one layer, past and present, may be bound to one buffer. `layers` counts the layers
+    that carry anything. `dtype` is that of their elements (a recurrent state may have a wider one). Quantized keys and
+    values have `bits` to a code, two codes of 4 bits to an element, and stand for values of the dtype `stands_for`, in
+    which attention computes; both are None for floats.
     """
 
     layers: int

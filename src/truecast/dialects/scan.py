@@ -79,34 +79,35 @@ def emit(decay: Tensor, u: Tensor, inward: Tensor, outward: Tensor, first: Tenso
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Floats of 16 bits become 32: kernels and authors alike multiply the steps in float32."""
+    """Floats of 16 bits become 32: the kernels compute in float32 whatever they are given."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _steps(dt: Tensor, bias: Tensor | None, bend: bool) -> Tensor:
-    dt = dt if bias is None else dt + bias.to(dt.dtype)
+    dt = _wide(dt) if bias is None else _wide(dt) + _wide(bias)
     return softplus(dt) if bend else dt
 
 
 def _channels(given: Mapping[str, Any], first: Tensor | None, by: Recurrence) -> tuple[Tensor, Tensor]:
     """Mamba: x, dt [batch, channels, positions], A [channels, state], B, C [batch, state, positions]."""
-    x, matrix, (inward, outward) = given["hidden_states"], given["A"], (given[n].transpose(1, 2) for n in "BC")
+    x, matrix, (inward, outward) = _wide(given["hidden_states"]), given["A"], (given[n].transpose(1, 2) for n in "BC")
     bias = given.get("delta_bias")
     dt = _steps(given["dt"], None if bias is None else bias[..., None], bool(given.get("delta_softplus")))
     decay = torch.exp(matrix * dt.transpose(1, 2)[..., None])[:, :, None]
-    u = (_wide(dt) * _wide(x)).transpose(1, 2)[:, :, None]
+    u = (dt * x).transpose(1, 2)[:, :, None]
     state = x.new_zeros(x.shape[0], 1, *matrix.shape) if first is None else first[:, None]
     y, last = by(decay, u, inward[:, :, None], outward[:, :, None], state)
-    y = y[:, :, 0].to(x.dtype).transpose(1, 2)
+    y = y[:, :, 0].transpose(1, 2)
     y = y if given.get("D") is None else y + x * given["D"][:, None]
-    return (y if given.get("z") is None else y * silu(given["z"])), last[:, 0]
+    y = y if given.get("z") is None else y * silu(_wide(given["z"]))
+    return y.to(given["hidden_states"].dtype), last[:, 0]
 
 
 def _heads(given: Mapping[str, Any], first: Tensor | None, by: Recurrence) -> tuple[Tensor, Tensor]:
     """Mamba 2: x [batch, positions, heads, width], dt [… heads], A [heads], B, C [batch, positions, groups, state]."""
     x, matrix = _wide(given["hidden_states"]), given["A"]
     dt = _steps(given["dt"], given.get("dt_bias"), bool(given.get("dt_softplus")))
-    dt = _wide(torch.clamp(dt, *given.get("dt_limit", (0.0, torch.inf))))
+    dt = torch.clamp(dt, *given.get("dt_limit", (0.0, torch.inf)))
     heads, groups = x.shape[2], given["B"].shape[2]
     inward, outward = (given[name].repeat_interleave(heads // groups, 2) for name in "BC")
     first = x.new_zeros(x.shape[0], *x.shape[2:], inward.shape[-1]) if first is None else first

@@ -29,7 +29,7 @@ from truecast.proof.reference import Reference
 from truecast.proof.static import dims
 from truecast.proof.tally import counted
 from truecast.runtime.providers import LEVELS, PROVIDERS
-from truecast.states import is_past
+from truecast.states import RECURRENT, StateTensor, is_past
 from truecast.targets import find_target
 from truecast.weights.names import AS_IS, MODULE_PRECISIONS, PRECISIONS
 from truecast.weights.rules import Rule
@@ -168,9 +168,12 @@ def session_faults(manifest: Manifest) -> Iterator[str]:
 def _decoder_faults(model: ir.Model, manifest: Manifest) -> Iterator[str]:
     info = manifest.graph
     pasts = [value for value in model.graph.inputs if is_past(value.name)]
-    kinds = {str(value.dtype.numpy()) for value in pasts if value.dtype is not None}
-    if info.cache is not None and (2 * info.cache.layers, {info.cache.dtype}) != (len(pasts), kinds):
-        found = f"{len(pasts) // 2} layers of {' and '.join(sorted(kinds))}"
+    states = [state for value in pasts if (state := StateTensor.named(value.name)) is not None]
+    layers = len({state.layer for state in states})
+    given = (v for v, state in zip(pasts, states, strict=True) if state.part != RECURRENT)  # which may be wider
+    kinds = {str(value.dtype.numpy()) for value in given if value.dtype is not None}
+    if info.cache is not None and (info.cache.layers, {info.cache.dtype}) != (layers, kinds):
+        found = f"{layers} layers of {' and '.join(sorted(kinds))}"
         yield f"the cache has {found} in the graph, {info.cache.layers} layers of {info.cache.dtype} in the manifest"
     bits = cache_bits_of(model)
     said = None if info.cache is None else info.cache.bits

@@ -34,6 +34,7 @@ from truecast.trace.author import AuthorModule
 from truecast.trace.conversion import as_parameters, checkpoint_renamer
 from truecast.trace.experts import forms_of
 from truecast.trace.module import shared_names
+from truecast.trace.quiet import KERNELS, silenced
 from truecast.trace.skeleton import tied_names, with_divisions
 from truecast.weights.sources import Sources, finite_rows
 
@@ -185,12 +186,13 @@ class Reference:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """As many of torch's threads as suit the size of the model, while the context lasts."""
+        """As many of torch's threads as suit the size of the model, and no advice, while the context lasts."""
         before = torch.get_num_threads()
         size = sum(parameter.numel() for parameter in self.parameters.values())
         torch.set_num_threads(1 if size < SMALL_MODEL else default_threads())
         try:
-            yield
+            with silenced(KERNELS):
+                yield
         finally:
             torch.set_num_threads(before)
 

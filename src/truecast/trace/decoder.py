@@ -8,10 +8,9 @@ Attention that the dialect's operator cannot do is traced in the author's own fo
 from __future__ import annotations
 
 import inspect
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +35,7 @@ from truecast.trace.explaining import NOT_YET, explained, trouble
 from truecast.trace.layers import DOMAIN, UnlikeLayersError, find_layers, traced_once
 from truecast.trace.leaves import lowered_leaves
 from truecast.trace.products import name_products
+from truecast.trace.quiet import FAKE_TENSORS, KERNELS, silenced
 from truecast.trace.remembered import results_not_kept
 from truecast.trace.repeatable import watched
 from truecast.trace.rotary import functional_frequencies, rotary_seam
@@ -164,7 +164,7 @@ def _traced(model: PreTrainedModel, states: States, dialect: Dialect, padding: s
         if (lowered and "attention" in reasons) or (once and "layers" in reasons):
             continue
         try:
-            with _quiet():
+            with silenced(FAKE_TENSORS, KERNELS):
                 return _trace(model, states, dialect, padding, lowered, once, reasons, experts)
         except UnlikeLayersError as reason:
             reasons["layers"] = str(reason)
@@ -183,17 +183,6 @@ def _traced(model: PreTrainedModel, states: States, dialect: Dialect, padding: s
     raise InputError(f"{kind!r} cannot be traced: {'; '.join(reasons.values())}; {NOT_YET}.")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps torch from logging the errors that we catch and put into words."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 def _states(model: PreTrainedModel, config: PreTrainedConfig) -> States:
     """What every layer carries, learned by running the model once under fake tensors."""
     layers = config.get_text_config().num_hidden_layers
@@ -201,7 +190,7 @@ def _states(model: PreTrainedModel, config: PreTrainedConfig) -> States:
     ids = torch.zeros(2, 3, dtype=torch.long)
     logits: list[Tensor] = []
     refused = explained(f"{config.model_type!r} cannot be traced as a decoder")
-    with refused, torch.no_grad(), _quiet(), watched(model, lambda: logits):
+    with refused, torch.no_grad(), silenced(FAKE_TENSORS, KERNELS), watched(model, lambda: logits):
         logits.append(called(model, {}, ids, torch.ones_like(ids), ids, cache).logits)
     if not cache.states:
         raise InputError(

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from truecast.checkpoint.model import Array
 from truecast.errors import InputError
-from truecast.states import PARTS, is_past
+from truecast.states import PARTS, StateTensor, is_past
 from truecast.weights.binding import Binding, array_binding
 
 CACHE_SCALES = "scales of the quantized cache"
@@ -52,7 +52,13 @@ def cached_attention(model: ir.Model) -> dict[int, ir.Node]:
         if taken and all(value is not None and value.is_graph_input() for value in taken):
             nodes[layer_of(node)] = node
     kept = {node.inputs[index] for node in nodes.values() for index in PAST}
-    past = (value for value in model.graph.inputs if is_past(value.name))
+    past = [value for value in model.graph.inputs if is_past(value.name)]
+    fixed = [v.name for v in past if (state := StateTensor.named(v.name)) is not None and state.part not in PARTS]
+    if fixed:
+        raise InputError(
+            f"--kv-cache needs layers that carry keys and values only, and this model carries {fixed[0]} as well; "
+            "leave --kv-cache out."
+        )
     others = [value.name for value in past if value not in kept]
     if others or not nodes:
         what = f"{others[0]} is" if others else "there is none, or it is"
