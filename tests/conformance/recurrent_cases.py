@@ -19,4 +19,5 @@ RECURRENT_CASES: list[Case] = [
         STATE_SPACE | {"num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16},
         {"step limits": {"time_step_limit": (0.5, 0.6)}},
     ),
+    Case("mamba2_one_group", "Mamba2Config", STATE_SPACE | {"num_heads": 8, "head_dim": 16, "n_groups": 1}),
 ]

@@ -25,12 +25,14 @@ def lowered_leaves(model: nn.Module, dialect: Dialect) -> Iterator[Counter[str]]
     by_class: dict[type[nn.Module], dict[int, Emit]] = {kind: {} for kind in CLASS_SEAMS}
     with ExitStack() as stack:
         for name, module in model.named_modules():
+            kind = next((k for k in CLASS_SEAMS if isinstance(module, k)), None)
+            if kind is None and _takes_several(module):
+                continue
             for lowering in dialect.modules:
                 emit = lowering.recognise(name, module)
                 if emit is None:
                     continue
                 found[lowering.leaf] += 1
-                kind = next((k for k in CLASS_SEAMS if isinstance(module, k)), None)
                 if kind is not None:
                     by_class[kind][id(module)] = emit
                 else:
@@ -39,6 +41,12 @@ def lowered_leaves(model: nn.Module, dialect: Dialect) -> Iterator[Counter[str]]
         for kind, emits in by_class.items():
             stack.enter_context(_replaced_class_forward(kind, emits))
         yield found
+
+
+def _takes_several(module: nn.Module) -> bool:
+    """Whether a module takes more than the one input that leaves are probed with: a norm may take a gate as well."""
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return sum(parameter.kind in named for parameter in inspect.signature(module.forward).parameters.values()) > 1
 
 
 @contextmanager
