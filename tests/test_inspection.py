@@ -18,6 +18,7 @@ from transformers import (
     BertConfig,
     BertModel,
     LlamaConfig,
+    MambaConfig,
     MixtralConfig,
     MixtralForSequenceClassification,
     T5Config,
@@ -421,3 +422,11 @@ def test_seventy_billion_parameters_are_inspected_in_under_three_seconds_without
 def test_the_real_gemma_is_inspected_in_under_three_seconds_without_torch() -> None:
     assert timed_inspection(os.environ["TRUECAST_GEMMA_GGUF"]) < 3
     assert inspect(os.environ["TRUECAST_GEMMA_GGUF"]).parameters == 268_098_176
+
+
+def test_a_model_of_recurrent_states_has_the_targets_that_carry_them(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, state_size=8, num_hidden_layers=LAYERS)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    found = inspect(tmp_path)
+    assert {choice.target for choice in found.choices} == {"onnxruntime", "portable"}
+    assert found.kv_bytes_per_token is None

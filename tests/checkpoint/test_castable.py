@@ -67,7 +67,6 @@ def test_settings_that_no_model_can_have_are_named(changes: dict[str, Any], said
         ("llava", "pictures or sound"),
         ("t5", "encoder-decoders cannot be cast yet"),
         ("whisper", "encoder-decoders cannot be cast yet"),
-        ("lfm2", "convolution or recurrent states"),
         ("qwen3_next", "convolution or recurrent states"),
         ("deepseek_v32", "an index of their keys"),
         ("llama4_text", "complex numbers"),
@@ -96,8 +95,8 @@ def test_layers_of_attention_alone_need_no_other_state() -> None:
     assert obstacle(given, GENERATION) is None
 
 
-@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "mamba2", "jamba", "bamba"])
-def test_states_of_selective_scans_can_be_carried(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "mamba2", "jamba", "bamba", "lfm2"])
+def test_states_of_scans_and_convolutions_can_be_carried(kind: str) -> None:
     assert obstacle(checkpoint({"model_type": kind}), GENERATION) is None
 
 

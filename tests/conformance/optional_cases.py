@@ -103,19 +103,35 @@ MIXTURES = [
 
 STATE_SPACES = [
     optional(
-        "jamba",
-        "JambaConfig",
+        "zamba2",
+        "Zamba2Config",
         SHAPE
         | {
-            "num_experts": 2,
-            "num_experts_per_tok": 1,
-            "attn_layer_period": 2,
-            "attn_layer_offset": 1,
             "mamba_d_state": 8,
-            "use_mamba_kernels": False,
+            "mamba_ngroups": 2,
+            "n_mamba_heads": 8,
+            "mamba_headdim": 16,
+            "layers_block_type": ["mamba", "hybrid"],
+            "hybrid_layer_ids": [1],
+            "num_mem_blocks": 1,
+            "adapter_rank": 8,
+            "chunk_size": 16,
         },
     ),
-    optional("lfm2", "Lfm2Config", SHAPE | {"layer_types": ["conv", FULL], "norm_eps": EPSILON}),
+    optional(
+        "nemotron_h",
+        "NemotronHConfig",
+        SHAPE
+        | {
+            "layers_block_type": ["mamba", "attention"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+            "chunk_size": 16,
+            "head_dim": 16,
+        },
+    ),
     optional(
         "minimax",
         "MiniMaxConfig",

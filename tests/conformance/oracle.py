@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import torch
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from tests.tiny import END_TOKEN_ID
 
@@ -88,19 +89,22 @@ def graph_logits(session: onnxruntime.InferenceSession, scenario: Scenario) -> A
 def model_logits(model: PreTrainedModel, scenario: Scenario) -> Array:
     """The author's logits [batch, sequence, vocabulary] at every position, from the same pieces.
 
-    A model of recurrent states takes what follows the first piece token by token, and a mask of its new positions.
+    A model of recurrent states takes what follows the first piece token by token; one of nothing else calls its cache
+    otherwise, and takes a mask of its new positions.
     """
-    recurs = "cache_params" in inspect.signature(model.forward).parameters
-    cache = DynamicCache(config=model.config) if recurs else DynamicCache()
+    cache = DynamicCache(config=model.config)
+    recurs = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+    cache = cache if recurs else DynamicCache()
+    alone = "cache_params" in inspect.signature(model.forward).parameters
     first, *later = scenario.pieces
     fed = replace(scenario, pieces=(first, *(1,) * sum(later))) if recurs else scenario
     logits = []
     for piece in _pieces(fed):
         given: dict[str, Any] = {name: torch.from_numpy(array) for name, array in piece.items()}
-        if recurs:
+        if alone:
             given["attention_mask"] = given["attention_mask"][:, -given["input_ids"].shape[1] :]
             given.pop("position_ids")
-        logits.append(model(**given, **{"cache_params" if recurs else "past_key_values": cache}).logits)
+        logits.append(model(**given, **{"cache_params" if alone else "past_key_values": cache}).logits)
     return torch.cat(logits, dim=1).numpy()
 
 

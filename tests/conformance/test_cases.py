@@ -11,6 +11,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from tests.conformance.cases import BY_NAME, CASES, REPRESENTATIVE, REQUIRED
+from tests.conformance.recurrent_cases import RECURRENT_CASES
 from tests.selection import chosen
 from tests.tiny import END_TOKEN, END_TOKEN_ID, Case, tiny_checkpoint, tiny_model
 
@@ -29,6 +30,8 @@ ENTROPY_RANGE = (0.15, 0.99)
 """Mean entropy of an attention row over that of a uniform one."""
 
 every_case = pytest.mark.parametrize("case", chosen(CASES, REPRESENTATIVE), ids=lambda case: case.name)
+ATTENDING = [case for case in chosen(REQUIRED, REPRESENTATIVE) if case not in RECURRENT_CASES]
+"""Whose every layer attends."""
 required_case = pytest.mark.parametrize("case", chosen(REQUIRED, REPRESENTATIVE), ids=lambda case: case.name)
 
 
@@ -85,7 +88,7 @@ def test_undoing_a_hazard_changes_the_logits(case: Case, hazard: str) -> None:
     assert (right - wrong).abs().max() > LEAST_HAZARD * right.std()
 
 
-@required_case
+@pytest.mark.parametrize("case", ATTENDING, ids=lambda case: case.name)
 def test_attention_is_neither_uniform_nor_on_one_token(case: Case) -> None:
     model = tiny_model(case)
     model.set_attn_implementation("eager")

@@ -27,16 +27,16 @@ class Writes(nn.Module):
         return self.compute(self, x)
 
 
-def graph_of(compute: Callable[..., Tensor]) -> tuple[ir.Graph, int]:
+def graph_of(compute: Callable[..., Tensor]) -> ir.Graph:
     module = Writes(compute).eval()
     shapes = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
     program = torch.export.export(module, (torch.ones(3, 5, IN),), dynamic_shapes=shapes)
     model = to_onnx(program, ["x"], ["y"], 21)
     forget_weights(model, module, "")
     clean(model)
-    found = name_products(model.graph, module)
+    name_products(model.graph, module)
     clean(model)
-    return model.graph, found
+    return model.graph
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def graph_of(compute: Callable[..., Tensor]) -> tuple[ir.Graph, int]:
     ids=["behind", "in front", "by function"],
 )
 def test_a_written_product_names_its_weight(compute: Callable[..., Tensor]) -> None:
-    graph, found = graph_of(compute)
+    graph = graph_of(compute)
     leaves = [node for node in graph if node.op_type == "Linear"]
-    assert found == len(leaves) == 1
+    assert len(leaves) == 1
     said = leaves[0].attributes
     assert (said["weight"].as_string(), said["K"].as_int(), said["N"].as_int()) == ("layer.weight", IN, OUT)
     assert not any(node.op_type == "MatMul" for node in graph)
 
 
 def test_other_parameters_stay_products() -> None:
-    graph, found = graph_of(lambda self, x: x @ self.other.T)
-    assert found == 0 and any(node.op_type == "MatMul" for node in graph)
+    kinds = [node.op_type for node in graph_of(lambda self, x: x @ self.other.T)]
+    assert "MatMul" in kinds and "Linear" not in kinds

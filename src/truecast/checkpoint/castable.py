@@ -48,6 +48,19 @@ def obstacle(checkpoint: Checkpoint, task: str) -> str | None:
     return next(_obstacles(checkpoint, task), None)
 
 
+def recurs(checkpoint: Checkpoint) -> bool:
+    """Whether layers carry more than keys and values, as far as the author's file tells."""
+    library, kind = Library(), str(checkpoint.config.get("model_type"))
+    name = library.table(CAUSAL).get(kind) if library.knows(kind) else None
+    return name is not None and _recurs(library.source_of(kind, name), checkpoint.config)
+
+
+def _recurs(source: str, config: Mapping[str, Any]) -> bool:
+    kinds = config.get("layer_types")
+    plain = isinstance(kinds, list) and PLAIN_LAYERS.issuperset(kinds)
+    return RECURRENT.search(source) is not None and not plain
+
+
 def _obstacles(checkpoint: Checkpoint, task: str) -> Iterator[str]:
     library = Library()
     if not checkpoint.tensors:
@@ -133,9 +146,7 @@ def _missing_mechanisms(checkpoint: Checkpoint, kind: str, library: Library) -> 
 def _missing_states(source: str, config: Mapping[str, Any]) -> Iterator[str]:
     """What the author's file says that layers keep, and compute with, beside keys and values."""
     later = "which cannot be cast yet"
-    kinds = config.get("layer_types")
-    plain = isinstance(kinds, list) and PLAIN_LAYERS.issuperset(kinds)
-    if RECURRENT.search(source) and not SCANS.search(source) and not plain:
+    if _recurs(source, config) and ".update_recurrent_state(" in source and not SCANS.search(source):
         yield f"its layers keep convolution or recurrent states from token to token, {later}; choose another model"
     if INDEXED.search(source):
         yield f"its layers keep an index of their keys, {later}; choose another model"

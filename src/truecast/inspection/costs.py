@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from truecast.checkpoint import Checkpoint, StoredTensor
+from truecast.checkpoint.castable import recurs
 from truecast.inspection.facts import (
     context_length,
     heads,
@@ -24,6 +25,7 @@ from truecast.inspection.storage import (
     outlooks,
     parameters,
 )
+from truecast.states import NAMES
 from truecast.targets import MODULE_TARGETS, TARGETS
 from truecast.targets.portable import PORTABLE
 from truecast.weights.names import AS_IS, INTEGERS, MODULE_PRECISIONS, PRECISIONS
@@ -81,9 +83,15 @@ def choices(checkpoint: Checkpoint, becoming: Outlooks) -> tuple[Choice, ...]:
             proof_peak=proof_bytes(checkpoint, precision, sizes[precision]),
             run_peak=run_bytes(checkpoint, precision, sizes[precision], target),
         )
-        for target in (MODULE_TARGETS if module else TARGETS)
+        for target in (MODULE_TARGETS if module else _targets(checkpoint))
         for precision in possible
     )
+
+
+def _targets(checkpoint: Checkpoint) -> list[str]:
+    """The targets whose runtimes carry what the model's layers do."""
+    every = not recurs(checkpoint)
+    return [name for name, target in TARGETS.items() if every or target.states == frozenset(NAMES)]
 
 
 def proof_bytes(checkpoint: Checkpoint, precision: str, size: Size) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from truecast.checkpoint import Checkpoint
+from truecast.checkpoint.castable import recurs
 from truecast.checkpoint.tasks import GENERATION, task_of
 
 CACHE_BYTES = 4
@@ -74,6 +75,8 @@ def kv_bytes_per_token(checkpoint: Checkpoint) -> int | None:
     count, pairs, width = layers(checkpoint), kv_heads(checkpoint), head_dim(checkpoint)
     compressed = "kv_lora_rank" in _text_config(checkpoint)
     if not is_decoder(checkpoint) or count is None or pairs is None or width is None or compressed:
+        return None
+    if recurs(checkpoint):  # some layers, or all, have none
         return None
     return 2 * count * pairs * width * CACHE_BYTES
 

@@ -248,7 +248,7 @@ def _finish(
     rotary: bool,
 ) -> Trace:
     clean(graph)
-    counts["linear"] += name_products(graph.graph, model)
+    name_products(graph.graph, model)
     if layers is not None:
         stamp(graph, layers[0])
         clean(graph)

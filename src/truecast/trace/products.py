@@ -13,10 +13,9 @@ from truecast.trace.cleanup import replace
 from truecast.trace.layers import DOMAIN
 
 
-def name_products(graph: ir.Graph, model: nn.Module) -> int:
-    """Replaces every product of a value with such a weight, [out, in], by the leaf; returns how many there were."""
+def name_products(graph: ir.Graph, model: nn.Module) -> None:
+    """Replaces every product of a value with such a weight, [out, in], by the leaf."""
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    count = 0
     for node in list(graph):
         if node.op_type != "MatMul":
             continue
@@ -27,10 +26,6 @@ def name_products(graph: ir.Graph, model: nn.Module) -> int:
             swap = [*range(len(second.shape) - 2), len(second.shape) - 1, len(second.shape) - 2]
             leaf = _leaf(graph, node, _swapped(graph, node, second, swap), name)
             _become(node, _swapped(graph, node, leaf, swap))
-        else:
-            continue
-        count += 1
-    return count
 
 
 def _turned(value: ir.Value | None) -> ir.Value | None:
