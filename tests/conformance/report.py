@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
-from tests.conformance.cases import BY_NAME, CASES
+from tests.conformance.cases import BY_NAME
 from tests.conformance.encoders import BY_NAME as ENCODERS_BY_NAME
-from tests.conformance.encoders import ENCODERS
 from tests.conformance.outcome import MODULE_PRECISIONS, PRECISIONS, Outcome, attempt, table
 from tests.tiny import Case
 from tests.traces import traced_once
@@ -30,6 +33,7 @@ standard ONNX operators: as right, and slower. A type without a row may well wor
 """
 
 
+KNOWN: dict[str, Case] = {**BY_NAME, **ENCODERS_BY_NAME}
 ENCODER_HEADING = "## Encoders"
 ENCODER_INTRODUCTION = f"""{ENCODER_HEADING}
 
@@ -38,16 +42,25 @@ with padding where they take a mask.
 """
 
 
-def run(cases: Sequence[Case], precisions: Sequence[str]) -> list[Outcome]:
-    """Exports and proves the cases in every precision, with one line of progress for each."""
-    outcomes = []
-    for case in cases:
+def run(names: Sequence[str], precisions: Sequence[str]) -> list[Outcome]:
+    """Exports and proves the named cases in every precision, as many at once as there are processors."""
+    outcomes: list[Outcome] = []
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
+        for found in workers.map(_outcomes, names, repeat(precisions)):
+            outcomes += found
+            for one in found:
+                print(f"{one.case.name:32} {one.precision} {one.seconds:6.1f} s  {one.verdict}", flush=True)
+    return outcomes
+
+
+def _outcomes(name: str, precisions: Sequence[str]) -> list[Outcome]:
+    """One case: the second precision takes the trace of the first. What was raised is told by the verdict."""
+    found = []
+    with traced_once():
         for precision in precisions:
             with tempfile.TemporaryDirectory() as folder:
-                outcome = attempt(case, precision, Path(folder))
-            outcomes.append(outcome)
-            print(f"{case.name:32} {precision} {outcome.seconds:6.1f} s  {outcome.verdict}", flush=True)
-    return outcomes
+                found.append(replace(attempt(KNOWN[name], precision, Path(folder)), error=None))
+    return found
 
 
 def decoder_part(outcomes: Sequence[Outcome]) -> str:
@@ -70,13 +83,12 @@ def main(names: Sequence[str]) -> None:
     elif names:
         chosen = [(BY_NAME, PRECISIONS), (ENCODERS_BY_NAME, MODULE_PRECISIONS)]
         for known, precisions in chosen:
-            if cases := [known[name] for name in names if name in known]:
-                print(table(run(cases, precisions), precisions))
+            if asked := [name for name in names if name in known]:
+                print(table(run(asked, precisions), precisions))
         return
     else:
-        decoders = decoder_part(run(CASES, PRECISIONS))
-    with traced_once():  # the second precision takes the trace of the first
-        encoders = encoder_part(run(ENCODERS, MODULE_PRECISIONS))
+        decoders = decoder_part(run([*BY_NAME], PRECISIONS))
+    encoders = encoder_part(run([*ENCODERS_BY_NAME], MODULE_PRECISIONS))
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(f"{decoders}\n{encoders}", encoding="utf-8")
 
