@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
 from tests.cli.test_bad_input import EXPORT, state
+from truecast.cli.ending import _is_tracing
 
 PATIENCE = 120
 """Seconds to wait for a process on a busy machine."""
@@ -88,3 +91,12 @@ def test_a_signal_from_outside_leaves_nothing(
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (status, "", sentence)
     assert state(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("module", "tracing"), [("torch.fx.proxy", True), ("torch.nn.modules.linear", False)])
+def test_no_exception_comes_out_of_nowhere_while_torch_traces(module: str, tracing: bool) -> None:
+    def called(inner: Callable[[], bool]) -> bool:
+        return inner()
+
+    within = FunctionType(called.__code__, {"__name__": module})
+    assert within(lambda: _is_tracing(sys._getframe())) is tracing

@@ -13,7 +13,8 @@ from tests.proof.planting import change_graph, failed, manifest_of, node_of, rep
 from truecast.artifact import Check
 from truecast.checkpoint import open_checkpoint
 from truecast.proof.held import load_graph
-from truecast.proof.static import graph_checks, kernel_check
+from truecast.proof.static import _state_faults, graph_checks, kernel_check
+from truecast.states import StateTensor
 
 CASE = "gemma3_text"
 
@@ -120,3 +121,22 @@ def test_operators_that_run_as_their_parts_are_named(spoilable: Artifact) -> Non
     ir.save(model, folder / "model.onnx")
     check = kernel_check(folder, load_graph(folder, "model.onnx"), "model.onnx")
     assert check.passed and "Mish" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sound"),
+    [
+        ("past_conv.0", ["batch_size", 112, 4], True),
+        ("present_ssm.3", ["batch_size", 8, 16, 8], True),
+        ("past_key_values.1.key", ["batch_size", 2, "past_sequence_length", 16], True),
+        ("past_conv.0", ["batch_size", 112, "past_sequence_length"], False),
+        ("past_conv.0", [3, 112, 4], False),
+        ("present_ssm.3", ["batch_size", None, 8], False),
+        ("past_key_values.1.key", ["batch_size", 2, "total_sequence_length", 16], False),
+        ("present.1.value", ["batch_size", 2, 28, 16], False),
+    ],
+)
+def test_only_what_may_grow_has_a_free_axis(name: str, shape: list[int | str | None], sound: bool) -> None:
+    state = StateTensor.named(name)
+    assert state is not None
+    assert (not [*_state_faults(ir.Value(name=name, shape=ir.Shape(shape)), state)]) is sound

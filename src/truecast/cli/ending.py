@@ -12,24 +12,25 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 INTERRUPTED = 128 + signal.SIGINT
 """As shells report Ctrl-C."""
 UNFORESEEN = 3
 PACKAGES = ("truecast", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
-
-
-TERMINATED = 128 + signal.SIGTERM
 SOON = 0.02
-"""Seconds after which a signal is sent again whose exception was lost."""
+"""Seconds after which a signal is sent again that was lost, or came at the wrong moment."""
+TRACERS = ("torch.export", "torch._export", "torch._functorch", "torch._subclasses", "torch.fx", "torch.utils._python")
+"""Beginnings of the names of modules that trace: an exception out of nowhere leaves torch's modes of dispatch unequal
+to what C++ believes, which ends the process without any clean-up (SIGABRT, seen in 2 of 35 exports)."""
 
 
 class Interruption:
-    """Hears Ctrl-C and SIGTERM while it lasts, once: each ends the command by an exception, which cleans up.
+    """Hears Ctrl-C and SIGTERM while it lasts: each ends the command by an exception, which cleans up.
 
     A library that is just imported may turn the exception into an error of its own, so it is remembered; one that
-    is raised inside a destructor or a callback from C never arrives (Python calls it unraisable), so it is sent again.
+    is raised inside a destructor or a callback from C never arrives (Python calls it unraisable), so it is sent again;
+    and so is one that comes while torch traces, until it does not.
     Handlers that somebody else has set stay.
     """
 
@@ -52,7 +53,10 @@ class Interruption:
         for number, before in self._before.items():
             signal.signal(number, before)
 
-    def _noted(self, number: int, frame: FrameType | None) -> NoReturn:
+    def _noted(self, number: int, frame: FrameType | None) -> None:
+        if _is_tracing(frame):
+            _send_again(number)
+            return
         self.status = 128 + number
         if number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -62,9 +66,22 @@ class Interruption:
         if self.status is None or not issubclass(unraisable.exc_type, KeyboardInterrupt | SystemExit):
             self._reported(unraisable)
             return
-        again = threading.Timer(SOON, os.kill, (os.getpid(), self.status - 128))
-        again.daemon = True
-        again.start()
+        _send_again(self.status - 128)
+
+
+def _send_again(number: int) -> None:
+    again = threading.Timer(SOON, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
+def _is_tracing(frame: FrameType | None) -> bool:
+    """Whether a frame lies within torch's tracing."""
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith(TRACERS):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def interrupted() -> int:

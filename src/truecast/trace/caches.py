@@ -124,7 +124,9 @@ class RecordingCache(GraphCache):
 
     def _note(self, layer: int, part: str, sizes: Sequence[int | None], dtype: str, index: int = 0) -> None:
         if index:
-            raise InputError(f"Layer {layer} keeps several states of one kind, which cannot be cast yet.")
+            raise InputError(
+                f"Layer {layer} keeps several states of one kind, which cannot be cast yet; choose another model."
+            )
         self._noted.setdefault(int(layer), {})[part] = State(int(layer), part, tuple(sizes), dtype)
 
     def append(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

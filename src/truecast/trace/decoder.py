@@ -71,7 +71,6 @@ class _Step(nn.Module):
         self.note: Callable[[list[str]], None] = lambda names: None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_probe: Tensor) -> Any:
-
         def make_past(layer: int) -> list[Tensor]:
             return past_of(self.states[layer], past_probe, input_ids.shape[0])
 

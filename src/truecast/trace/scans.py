@@ -27,7 +27,6 @@ class ScanSeam:
 
     unfaked: Callable[[], Any]
     cache: GraphCache | None = None
-    calls: int = 0
     _checked: dict[Any, bool] = field(default_factory=dict)
 
     def __call__(self, author: Callable[..., Any], form: ScanForm, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +39,6 @@ class ScanSeam:
             raise LeafMismatch(f"{author.__name__} computes a selective scan in its own way")
         if self.cache is None or self.cache.going_on is None:
             raise LeafMismatch(f"{author.__name__} is called by a layer that asks for no state")
-        self.calls += 1
         return form.scan(author, args, kwargs, self.cache.going_on, emit)
 
 
